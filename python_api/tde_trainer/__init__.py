@@ -1,0 +1,1 @@
+"""Reference trainer for `tde_kernels`: recipes in, tables and a report out. See ``tde --help``."""

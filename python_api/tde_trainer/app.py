@@ -1,0 +1,146 @@
+"""The commands of `tde`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tde_kernels
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from tde_trainer import results
+from tde_trainer.config import load_config, recipe_names, recipe_text
+from tde_trainer.errors import UserError
+from tde_trainer.restore import evaluate_runs, parse_alpha, sweep_run
+from tde_trainer.report import write_report
+from tde_trainer.run import train_run
+from tde_trainer.table import accuracy_table, alpha_table, lift_lines
+
+
+class _Commands(TyperGroup):
+    """Turns the user's errors into one line and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted; the same command with resume=true goes on", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train and examine classifiers on long-tailed data: de-confounded training and TDE inference.",
+)
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, or of one training in it.")]
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe (`tde recipes`) or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe; dots nest.")
+    ] = None,
+) -> None:
+    """Train every method of a recipe with every seed, print the table and write a report.
+
+    [bold]Examples[/bold]
+
+      tde train digits_lt
+
+      tde train digits_lt methods=\\[deconfound] seeds=\\[0,1,2] train.epochs=30 out=runs/short
+
+      tde train digits_lt resume=true      [dim]# go on after an interruption[/dim]
+
+      accelerate launch -m tde_trainer train digits_lt
+    """
+    console = Console()
+    config = load_config(recipe, overrides or [])
+    report = train_run(config, ["tde", "train", recipe, *(overrides or [])], console)
+    _show(console, results.summarize(results.by_method(results.finished_cells(report.parent))))
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: RunPath,
+    alpha: Annotated[
+        str | None, typer.Argument(metavar="[alpha=VALUE]", help="TDE strength; default: the one of the run.")
+    ] = None,
+) -> None:
+    """Recompute the test accuracy of a run from its checkpoints, at its own alpha or at another.
+
+    [bold]Examples[/bold]
+
+      tde eval runs/digits_lt
+
+      tde eval runs/digits_lt/deconfound/seed0 alpha=1.5
+    """
+    _show(Console(), evaluate_runs(run, parse_alpha(alpha)))
+
+
+@app.command()
+def sweep(
+    run: RunPath,
+    maximum: Annotated[float | None, typer.Option("--max", help="Largest alpha; default: the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Number of alphas; default: the recipe's.")] = None,
+) -> None:
+    """Print accuracy against alpha, recomputed from the checkpoints, and write RUN/sweep.json.
+
+    [bold]Example[/bold]
+
+      tde sweep runs/digits_lt --max 3 --steps 13
+    """
+    console = Console()
+    path, curves = sweep_run(run, maximum, steps)
+    for name, curve in curves.items():
+        console.print(alpha_table(name, curve))
+    console.print(f"curves: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    runs: RunPaths,
+    out: Annotated[
+        Path | None, typer.Option(help="Report to write; default: RUN/report.html, or ./report/report.html for several.")
+    ] = None,
+) -> None:
+    """Write the report of a run anew, or one that sets several runs side by side.
+
+    [bold]Example[/bold]
+
+      tde report runs/a runs/b --out compare/report.html
+    """
+    path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report/report.html"))
+    console = Console()
+    _show(console, write_report(runs, path))
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    for name in recipe_names():
+        typer.echo(f"{name}: {recipe_text(name).splitlines()[0].removeprefix('# ')}")
+
+
+@app.command()
+def info() -> None:
+    """Show versions, what was built, and which backend each op would take."""
+    typer.echo(str(tde_kernels.info()))
+
+
+def _show(console: Console, summary: dict[str, Any]) -> None:
+    console.print(accuracy_table(summary))
+    for line in lift_lines(summary):
+        console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,78 @@
+"""All that a training needs to go on: tensors only, so that loading one can run no code.
+
+There is no random state to keep, because every epoch seeds itself (see `train.seed_epoch`), and no scheduler state,
+because the learning rate is a function of the step.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tde_trainer.errors import UserError
+from tde_trainer.files import write_atomic
+from tde_trainer.network import Network
+
+FILE = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training has come."""
+
+    seed: int
+    epochs_done: int = 0
+    seconds: float = 0.0  # wall time spent so far, over all resumptions
+
+
+def save(directory: Path, network: Network, optimizer: Optimizer, progress: Progress) -> None:
+    """Write weights, EMA, momentum buffers and progress together, atomically."""
+    content = {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict()["state"],
+        "progress": {
+            "seed": torch.tensor(progress.seed),
+            "epochs_done": torch.tensor(progress.epochs_done),
+            "seconds": torch.tensor(progress.seconds, dtype=torch.float64),
+        },
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomic(directory / FILE, buffer.getvalue())
+
+
+def load(directory: Path, network: Network, optimizer: Optimizer | None = None) -> Progress:
+    """Load weights and EMA, and the optimizer's momentum buffers if one is given.
+
+    Raises:
+        UserError: the checkpoint is missing, corrupt, or of another network.
+    """
+    path = directory / FILE
+    content = _read(path)
+    try:
+        network.load_state_dict(content["network"])
+        if optimizer is not None:
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": content["optimizer"]})
+        progress: dict[str, Tensor] = content["progress"]
+        return Progress(
+            int(progress["seed"].item()), int(progress["epochs_done"].item()), float(progress["seconds"].item())
+        )
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"checkpoint {path} does not fit this run: {reason}") from error
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"checkpoint {path} is corrupt: {str(error).splitlines()[0]}") from error

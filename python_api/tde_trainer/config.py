@@ -1,0 +1,207 @@
+"""What a recipe may say: the dataclasses below are the schema, their defaults the defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from tde_trainer.data import DATASETS
+from tde_trainer.errors import UserError, unknown
+from tde_trainer.methods import METHODS
+from tde_trainer.models import MODELS
+
+PRECISIONS = ("fp32", "bf16")
+# These say where and how to run, not what to compute: a resumed run may change them.
+NOT_PART_OF_A_RUN = ("out", "resume", "overwrite")
+
+
+def _bounded(default: float, low: float, high: float = math.inf) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass
+class DataConfig:
+    """Which data, and how long its tail is."""
+
+    name: str = "digits_lt"
+    ratio: float = _bounded(50.0, 1)  # images of the first class over images of the last
+    val_per_class: int = _bounded(20, 1)
+    test_per_class: int = _bounded(40, 1)
+
+
+@dataclass
+class ModelConfig:
+    """The backbone."""
+
+    name: str = "small_conv"
+    width: int = _bounded(32, 1)  # channels of the first convolution
+    features: int = _bounded(64, 1)  # D, the size of the feature vector
+
+
+@dataclass
+class HeadConfig:
+    """The classifier of Eq. 7 and 8. A method may override what defines it, as `linear` does tau."""
+
+    num_heads: int = _bounded(2, 1)
+    tau: float = _bounded(16.0, 0)
+    gamma: float = _bounded(1 / 32, 0)
+    momentum: float = _bounded(0.9, 0, 1)
+    alpha: float | None = field(default=None, metadata={"low": 0, "high": 1e6})  # None: chosen on validation data
+    alpha_max: float = _bounded(5.0, 0, 1e6)  # the sweep covers 0 .. alpha_max
+    alpha_steps: int = _bounded(51, 2)
+
+
+@dataclass
+class TrainConfig:
+    """SGD with momentum, linear warm-up, cosine decay to zero."""
+
+    epochs: int = _bounded(60, 1)
+    batch_size: int = _bounded(64, 1)
+    lr: float = _bounded(0.1, 0)
+    momentum: float = _bounded(0.9, 0, 1)
+    weight_decay: float = _bounded(5e-4, 0)
+    warmup_epochs: int = _bounded(5, 0)
+
+
+@dataclass
+class Config:
+    """A whole recipe."""
+
+    methods: list[str] = field(default_factory=lambda: ["linear", "cosine", "deconfound"])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    precision: str = "fp32"
+    out: str = ""  # run directory; empty: runs/<recipe>
+    resume: bool = False
+    overwrite: bool = False
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = files("tde_trainer") / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_text(recipe: str) -> str:
+    """YAML text of a packaged recipe (by name) or of the user's own (by path).
+
+    Raises:
+        UserError: there is no such recipe or file.
+    """
+    if recipe in recipe_names():
+        return (files("tde_trainer") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    path = Path(recipe)
+    if path.suffix not in {".yaml", ".yml"}:
+        raise unknown("recipe", recipe, recipe_names())
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read recipe {recipe}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {recipe} is not a text file") from error
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Schema defaults, then the recipe, then ``key=value`` overrides; checked.
+
+    Raises:
+        UserError: unknown recipe, key or name; a value of the wrong type or out of range.
+    """
+    try:
+        written = OmegaConf.create(recipe_text(recipe))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"recipe {recipe} is not valid YAML: {_first_line(error)}") from error
+    if not isinstance(written, DictConfig):
+        raise UserError(f"recipe {recipe} must be a mapping of keys to values")
+    config = config_from(OmegaConf.merge(written, parse_overrides(overrides)))
+    config.out = config.out or f"runs/{Path(recipe).stem}"
+    return config
+
+
+def config_from(values: Any) -> Config:
+    """A checked `Config` from a mapping, such as a recipe or the config that a run wrote down."""
+    given = OmegaConf.create(values)
+    known = set(flatten(asdict(Config()))) | {f.name for f in fields(Config)}
+    for key in flatten(OmegaConf.to_container(given)):
+        if key not in known:
+            raise unknown("key", key, known)
+    try:
+        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), given)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'config'}: {_first_line(error)}") from error
+    _check(config)
+    return config
+
+
+def parse_overrides(overrides: Sequence[str]) -> DictConfig:
+    """``["train.epochs=5"]`` as a nested mapping.
+
+    Raises:
+        UserError: an argument is not of the form ``key=value``.
+    """
+    for item in overrides:
+        if not item.partition("=")[0] or "=" not in item:
+            raise UserError(f"expected key=value, got {item!r}")
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"cannot read {' '.join(overrides)}: {_first_line(error)}") from error
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots; lists are values."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys under which two configs would compute different things."""
+    a, b = flatten(old), flatten(new)
+    return sorted(key for key in a.keys() | b.keys() if key not in NOT_PART_OF_A_RUN and a.get(key) != b.get(key))
+
+
+def _check(config: Config) -> None:
+    for key, value, bounds in _numbers(config):
+        low, high = bounds["low"], bounds["high"]
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            wanted = f"at least {low:g}" if math.isinf(high) else f"in {low:g} .. {high:g}"
+            raise UserError(f"{key}={value} is out of range: it must be finite and {wanted}")
+    named = [("data.name", config.data.name, list(DATASETS)), ("model.name", config.model.name, list(MODELS))]
+    named += [("precision", config.precision, list(PRECISIONS))]
+    named += [("method", method, list(METHODS)) for method in config.methods]
+    for what, given, known in named:
+        if given not in known:
+            raise unknown(what, given, known)
+    for key, values in (("methods", config.methods), ("seeds", config.seeds)):
+        if not values or len(set(values)) != len(values):
+            raise UserError(f"{key}={values} must be a non-empty list without repeats")
+    if min(config.seeds) < 0:
+        raise UserError(f"seeds={config.seeds} must not be negative")
+
+
+def _numbers(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            yield from _numbers(value, f"{prefix}{f.name}.")
+        elif f.metadata:
+            yield f"{prefix}{f.name}", value, f.metadata
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n")[0].split())

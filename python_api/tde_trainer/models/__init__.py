@@ -1,0 +1,17 @@
+"""Backbones by name. A backbone maps images to features ``[B, D]`` with ``D = config.features``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from tde_trainer.models.small_conv import small_conv
+
+if TYPE_CHECKING:
+    from tde_trainer.config import ModelConfig
+
+MODELS: dict[str, Callable[["ModelConfig"], nn.Module]] = {"small_conv": small_conv}
+
+__all__ = ["MODELS"]

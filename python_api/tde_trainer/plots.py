@@ -1,0 +1,127 @@
+"""The figures of a report, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from tde_trainer.metrics import GROUPS
+
+# Okabe and Ito's palette, told apart by colour-blind readers too; markers differ as well.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+CAPTIONS = {
+    "alpha": "Test accuracy against alpha; the dashed line is the alpha chosen, on average over the seeds "
+    "(Figure 4 of the paper).",
+    "per_class": "Test accuracy per class without and with TDE; classes from head to tail.",
+    "feature_norm": "Mean norm of the test images' feature vectors per class, relative to the mean over classes "
+    "(Figure 1b of the paper).",
+    "weight_norm": "Norm of the classifier weight per class, relative to the mean over classes (Figure 6 of the paper).",
+}
+
+Groups = dict[str, list[dict[str, Any]]]
+
+
+def draw_all(groups: Groups) -> dict[str, bytes]:
+    """Every figure that the results allow, by its name in `CAPTIONS`; values are the mean over seeds, bands the spread."""
+    with_tde = {name: [cell for cell in cells if cell["alpha"]] for name, cells in groups.items()}
+    with_tde = {name: cells for name, cells in with_tde.items() if cells}
+    images = {}
+    if with_tde:
+        images["alpha"] = _panels(with_tde, _draw_alpha, "alpha", "test accuracy in %")
+        images["per_class"] = _panels(with_tde, _draw_per_class, "", "test accuracy in %")
+    for norm in ("feature_norm", "weight_norm"):
+        images[norm] = _png(_draw_norms(groups, norm))
+    return images
+
+
+def _panels(groups: Groups, draw: Callable[[Axes, list[dict[str, Any]]], None], x: str, y: str) -> bytes:
+    figure = Figure(figsize=(5.2 * len(groups), 4), layout="constrained")
+    for index, (axes, (name, cells)) in enumerate(
+        zip(np.atleast_1d(figure.subplots(1, len(groups), sharey=True)), groups.items(), strict=True)
+    ):
+        draw(axes, cells)
+        axes.set(title=name, xlabel=x or axes.get_xlabel(), ylabel="" if index else y)
+        _tidy(axes)
+    return _png(figure)
+
+
+def _draw_alpha(axes: Axes, cells: list[dict[str, Any]]) -> None:
+    alphas = cells[0]["sweep"]["alphas"]
+    for group, colour in zip(GROUPS, COLOURS, strict=False):
+        curves = _stack([cell["sweep"]["test"][group] for cell in cells if cell["sweep"]["alphas"] == alphas])
+        if not np.isnan(curves).all():
+            _line(axes, alphas, 100 * curves, group, colour, "")
+    axes.axvline(float(np.mean([cell["alpha"]["value"] for cell in cells])), color="#777", linestyle="--", linewidth=1)
+    axes.legend(frameon=False)
+
+
+def _draw_per_class(axes: Axes, cells: list[dict[str, Any]]) -> None:
+    positions = np.arange(len(cells[0]["class_names"]))
+    for shift, (mode, label), colour in zip(
+        (-0.2, 0.2), (("without_tde", "without TDE"), ("with_tde", "with TDE")), COLOURS, strict=False
+    ):
+        values = 100 * _stack([cell["accuracy"][mode]["per_class"] for cell in cells])
+        axes.bar(
+            positions + shift, values.mean(0), 0.4, yerr=_std(values), color=colour, label=label,
+            error_kw={"elinewidth": 1, "ecolor": "#444"},
+        )
+    _class_axis(axes, cells[0])
+    axes.legend(frameon=False, ncols=2, loc="lower left")
+
+
+def _draw_norms(groups: Groups, norm: str) -> Figure:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, cells) in enumerate(groups.items()):
+        values = _stack([cell[norm] for cell in cells])
+        values = values / np.nanmean(values, axis=1, keepdims=True)
+        style = index % len(COLOURS)
+        _line(axes, np.arange(values.shape[1]), values, name, COLOURS[style], MARKERS[style])
+    _class_axis(axes, next(iter(groups.values()))[0])
+    axes.set_ylabel(f"mean {norm.replace('_', ' ')}, relative" if norm == "feature_norm" else "weight norm, relative")
+    axes.legend(frameon=False)
+    _tidy(axes)
+    return figure
+
+
+def _line(axes: Axes, x: Sequence[float] | NDArray[Any], curves: NDArray[Any], label: str, colour: str, marker: str) -> None:
+    mean, spread = curves.mean(0), _std(curves)
+    axes.plot(x, mean, color=colour, label=label, marker=marker or None, markersize=5, linewidth=1.8)
+    axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+
+
+def _class_axis(axes: Axes, cell: dict[str, Any]) -> None:
+    names, counts = cell["class_names"], cell["class_counts"]
+    few_enough = len(names) <= 20
+    if few_enough:
+        axes.set_xticks(range(len(names)), [f"{name}\n{count}" for name, count in zip(names, counts, strict=True)])
+    axes.set_xlabel("class, and its training images" if few_enough else "class, from head to tail")
+
+
+def _stack(rows: Sequence[Sequence[float | None]]) -> NDArray[Any]:
+    return np.array(rows, dtype=float)  # None becomes NaN
+
+
+def _std(values: NDArray[Any]) -> NDArray[Any]:
+    return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#ddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,110 @@
+"""Looking again at trained networks, from their checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from tde_trainer import checkpoint, results
+from tde_trainer.config import Config, HeadConfig, config_from
+from tde_trainer.data import DATASETS
+from tde_trainer.errors import UserError
+from tde_trainer.evaluate import Features, accuracy, alpha_grid, extract, sweep
+from tde_trainer.files import dumps, write_atomic
+from tde_trainer.metrics import GROUPS
+from tde_trainer.network import Network, build_network
+from tde_trainer.results import Result
+
+
+def parse_alpha(text: str | None) -> float | None:
+    """``"alpha=1.5"`` as 1.5.
+
+    Raises:
+        UserError: anything else, or a value that is not finite.
+    """
+    if text is None:
+        return None
+    key, _, value = text.partition("=")
+    if key != "alpha":
+        raise UserError(f"expected alpha=VALUE, got {text!r}")
+    try:
+        alpha = float(value)
+    except ValueError:
+        raise UserError(f"alpha={value!r} is not a number") from None
+    if not math.isfinite(alpha):
+        raise UserError(f"alpha={value} must be finite")
+    return alpha
+
+
+def evaluate_runs(path: Path, alpha: float | None) -> dict[str, Any]:
+    """Test accuracy of every finished cell under ``path``, summarized; ``alpha`` replaces the chosen one."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result, network, features, counts in _restored(path, "test"):
+        chosen = result.values["alpha"] and {"value": result.values["alpha"]["value"] if alpha is None else alpha}
+        measured = {
+            "without_tde": accuracy(network.head, features["test"], counts, alpha=0.0),
+            "with_tde": chosen and accuracy(network.head, features["test"], counts, alpha=chosen["value"]),
+        }
+        groups.setdefault(result.method, []).append({"alpha": chosen, "accuracy": measured})
+    return results.summarize(groups)
+
+
+def sweep_run(path: Path, maximum: float | None, steps: int | None) -> tuple[Path, dict[str, Any]]:
+    """Accuracy against alpha on validation and test, mean and spread over seeds, written to sweep.json.
+
+    Returns:
+        The file's path, and for each method ``{"alphas": [A], "val": {group: [A]}, "test": ...}``.
+    """
+    cells: dict[str, list[dict[str, dict[str, list[float]]]]] = {}
+    alphas: list[float] = []
+    for result, network, features, counts in _restored(path, "val", "test"):
+        if not network.method.has_tde:
+            continue
+        alphas = alpha_grid(_grid(config_from(result.values["config"]).head, maximum, steps))
+        curves = {name: sweep(network.head, data, counts, alphas) for name, data in features.items()}
+        cells.setdefault(result.method, []).append(curves)
+    if not cells:
+        raise UserError(f"{path} holds no method with TDE")
+    summary = {
+        method: {"alphas": alphas, **{split: _mean_curve(curves, split) for split in ("val", "test")}}
+        for method, curves in cells.items()
+    }
+    file = path / "sweep.json"
+    write_atomic(file, dumps(summary, indent=1) + "\n")
+    return file, summary
+
+
+def _grid(config: HeadConfig, maximum: float | None, steps: int | None) -> HeadConfig:
+    maximum = config.alpha_max if maximum is None else maximum
+    steps = config.alpha_steps if steps is None else steps
+    if not (math.isfinite(maximum) and maximum >= 0) or steps < 2:
+        raise UserError(f"--max {maximum:g} must be finite and not negative, --steps {steps} at least 2")
+    return replace(config, alpha_max=maximum, alpha_steps=steps)
+
+
+def _mean_curve(curves: list[dict[str, dict[str, list[float]]]], split: str) -> dict[str, list[dict[str, Any]]]:
+    return {
+        group: [results.mean_and_spread(point) for point in zip(*(c[split][group] for c in curves), strict=True)]
+        for group in GROUPS
+    }
+
+
+def _restored(path: Path, *splits: str) -> Iterator[tuple[Result, Network, dict[str, Features], Tensor]]:
+    """Each finished cell with its network, the features of the splits, and the class counts."""
+    accelerator = Accelerator()
+    for result in results.finished_cells(path):
+        config: Config = config_from(result.values["config"])
+        data = DATASETS[config.data.name](config.data, result.values["seed"])
+        network = build_network(config, result.method, data.num_classes)
+        checkpoint.load(result.directory, network)
+        network.to(accelerator.device).eval()
+        features = {
+            split: extract(network, getattr(data, split), config.train.batch_size, accelerator) for split in splits
+        }
+        yield result, network, features, data.class_counts.to(accelerator.device)

@@ -1,0 +1,97 @@
+"""Finished cells of a run, and their summary over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tde_trainer.errors import UserError
+from tde_trainer.files import read_json
+from tde_trainer.metrics import GROUPS
+
+FILE = "results.json"
+SETTINGS = "run.json"  # at the top of a run: its config and command
+MODES = {"without_tde": "", "with_tde": " + TDE"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished cell: its folder and its results.json."""
+
+    directory: Path
+    values: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return str(self.values["method"])
+
+
+def finished_cells(path: Path) -> list[Result]:
+    """Results of a run's finished cells, in the order of its recipe; or of one cell, given its own folder.
+
+    Raises:
+        UserError: nothing there, or nothing finished.
+    """
+    if not path.is_dir():
+        raise UserError(f"no run at {path}")
+    if (path / SETTINGS).exists():
+        config = read_json(path / SETTINGS)["config"]
+        folders = [path / method / f"seed{seed}" for method in config["methods"] for seed in config["seeds"]]
+    else:
+        folders = [path]
+    found = [Result(folder, read_json(folder / FILE)) for folder in folders if (folder / FILE).exists()]
+    if not found:
+        raise UserError(f"{path} holds no finished training; `tde train` makes one")
+    return found
+
+
+def by_method(results: Iterable[Result]) -> dict[str, list[dict[str, Any]]]:
+    """Values of the cells under each method, order kept."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(result.method, []).append(result.values)
+    return groups
+
+
+def mean_and_spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and sample standard deviation; None (JSON null) for what is undefined, such as the spread of one value."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "std": statistics.stdev(known) if len(known) > 1 else None,
+        "n": len(known),
+    }
+
+
+def summarize(groups: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Table rows and the lift of TDE, each with mean and spread over seeds.
+
+    Args:
+        groups: see `by_method`; the keys become the rows' names.
+
+    Returns:
+        ``rows``: one per method and inference mode; ``lift``: for each method with TDE, with minus without, paired by
+        seed, so that its spread is not that of the two rows added up.
+    """
+    rows, lift = [], {}
+    for label, cells in groups.items():
+        for mode, suffix in MODES.items():
+            accuracies = [cell["accuracy"][mode] for cell in cells if cell["accuracy"][mode]]
+            if accuracies:
+                columns = {group: mean_and_spread([a[group] for a in accuracies]) for group in GROUPS}
+                rows.append({"name": label + suffix, **columns})
+        pairs = [c["accuracy"] for c in cells if c["accuracy"]["with_tde"]]
+        if pairs:
+            lift[label] = {group: mean_and_spread([_lift(pair, group) for pair in pairs]) for group in GROUPS}
+            lift[label]["alpha"] = mean_and_spread([c["alpha"]["value"] for c in cells])
+    return {"rows": rows, "lift": lift}
+
+
+def _lift(pair: dict[str, dict[str, Any]], group: str) -> float | None:
+    plain, direct = pair["without_tde"][group], pair["with_tde"][group]
+    return None if plain is None or direct is None else direct - plain

@@ -1,0 +1,120 @@
+"""A whole run: every method with every seed, each in its own folder, then the summary and the report."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import tde_kernels
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from rich.console import Console
+
+from tde_trainer import results
+from tde_trainer.config import Config, changed_keys
+from tde_trainer.data import DATASETS
+from tde_trainer.errors import UserError
+from tde_trainer.files import dumps, read_json, write_atomic
+from tde_trainer.network import build_network
+from tde_trainer.progress import Reporter
+from tde_trainer.report import write_report
+from tde_trainer.train import Cell, train_cell
+
+RECORDED = ("torch", "torchvision", "accelerate", "torchmetrics", "numpy", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the numbers."""
+    known = {"python": platform.python_version(), "tde_kernels": tde_kernels.__version__}
+    for package in RECORDED:
+        try:
+            known[package] = version(package)
+        except PackageNotFoundError:
+            known[package] = "unknown"
+    return known
+
+
+def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
+    """Train what is not yet trained, and write results.json, plots and report.html.
+
+    Args:
+        config: a checked recipe.
+        command: the command line, kept for the report.
+        console: where to print.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        UserError: the run directory is in use or was made with another config; the recipe can't be built.
+    """
+    run = Path(config.out)
+    cells = [Cell(run, method, seed) for method in config.methods for seed in config.seeds]
+    accelerator = Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+    )
+    # Whatever can be wrong with the recipe shows here, before anything is written.
+    data = DATASETS[config.data.name](config.data, config.seeds[0])
+    for method in config.methods:
+        build_network(config, method, data.num_classes)
+    if accelerator.is_main_process:
+        _open(run, config, command)
+    accelerator.wait_for_everyone()
+
+    console.quiet = console.quiet or not accelerator.is_main_process
+    counts = data.class_counts.tolist()
+    console.print(f"{config.data.name}: {sum(counts)} training images, per class {counts}", highlight=False)
+    with Reporter(console, len(cells) * config.train.epochs) as reporter:
+        for cell in cells:
+            if (cell.directory / results.FILE).exists():
+                reporter.start_cell(cell.name, config.train.epochs)
+                reporter.line(f"{cell.name}: already finished")
+                continue
+            _train(cell, config, accelerator, reporter)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_report([run], run / "report.html")
+    return run / "report.html"
+
+
+def _train(cell: Cell, config: Config, accelerator: Accelerator, reporter: Reporter) -> None:
+    measured = train_cell(
+        cell, config, accelerator, lambda done: reporter.start_cell(cell.name, done), reporter.epoch_done
+    )
+    accelerator.free_memory()
+    described = {"method": cell.method, "seed": cell.seed, "config": asdict(config), "versions": versions()}
+    if accelerator.is_main_process:
+        write_atomic(cell.directory / results.FILE, dumps({**described, **measured}, indent=1) + "\n")
+    shown = measured["accuracy"]["with_tde"] or measured["accuracy"]["without_tde"]
+    alpha = f", alpha {measured['alpha']['value']:g}" if measured["alpha"] else ""
+    reporter.line(
+        f"{cell.name}: overall {100 * shown['overall']:.1f}, few {100 * shown['few']:.1f}{alpha}"
+        f" ({measured['wall_time_s']:.1f} s)"
+    )
+
+
+def _open(run: Path, config: Config, command: Sequence[str]) -> None:
+    """Make the run directory, or check that this is the run to resume."""
+    settings: dict[str, Any] = {"config": asdict(config), "command": shlex.join(command)}
+    if run.exists() and not run.is_dir():
+        raise UserError(f"out={run} is a file")
+    in_use = run.is_dir() and any(run.iterdir())
+    if in_use and config.overwrite:
+        if not (run / results.SETTINGS).exists():
+            raise UserError(f"{run} is not a run (it has no {results.SETTINGS}): not overwriting it")
+        shutil.rmtree(run)
+    elif in_use and not config.resume:
+        raise UserError(f"{run} is not empty: resume=true goes on with it, overwrite=true starts anew")
+    elif in_use:
+        changed = changed_keys(read_json(run / results.SETTINGS)["config"], asdict(config))
+        if changed:
+            raise UserError(f"cannot resume {run} with another config; changed: {', '.join(changed)}")
+        return
+    write_atomic(run / results.SETTINGS, dumps(settings, indent=1) + "\n")

@@ -1,0 +1,49 @@
+"""The tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from tde_trainer.metrics import GROUPS
+
+
+def percent(entry: dict[str, Any], signed: bool = False) -> str:
+    """Mean and spread of accuracies in percent, ``"71.3 ± 2.0"``; a dash where there is none."""
+    if entry["mean"] is None:
+        return "–"
+    mean = f"{100 * entry['mean']:{'+' if signed else ''}.1f}"
+    return mean if entry["std"] is None else f"{mean} ± {100 * entry['std']:.1f}"
+
+
+def accuracy_table(summary: dict[str, Any]) -> Table:
+    """Method by group, as in Table 2 of the paper."""
+    seeds = max(row["overall"]["n"] for row in summary["rows"])
+    table = Table(title=f"Test accuracy in %, mean ± sample std over {seeds} seed{'s' if seeds > 1 else ''}")
+    table.add_column("method")
+    for group in GROUPS:
+        table.add_column(group, justify="right")
+    for row in summary["rows"]:
+        table.add_row(row["name"], *(percent(row[group]) for group in GROUPS))
+    return table
+
+
+def lift_lines(summary: dict[str, Any]) -> list[str]:
+    """One sentence per method with TDE."""
+    return [
+        f"TDE on {name}: few-shot {percent(lift['few'], signed=True)}, overall {percent(lift['overall'], signed=True)}"
+        f" points (alpha {lift['alpha']['mean']:.2f})"
+        for name, lift in summary["lift"].items()
+    ]
+
+
+def alpha_table(name: str, curve: dict[str, Any]) -> Table:
+    """Accuracy of every group at every alpha; ``val`` is what alpha is chosen by."""
+    table = Table(title=f"{name}: accuracy in % against alpha")
+    for column in ("alpha", "val", *GROUPS):
+        table.add_column(column, justify="right")
+    for index, alpha in enumerate(curve["alphas"]):
+        test = (percent(curve["test"][group][index]) for group in GROUPS)
+        table.add_row(f"{alpha:g}", percent(curve["val"]["overall"][index]), *test)
+    return table

@@ -1,0 +1,162 @@
+"""Training one cell: one method, one seed."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from tde_trainer import checkpoint
+from tde_trainer.checkpoint import Progress
+from tde_trainer.config import Config, TrainConfig
+from tde_trainer.data import DATASETS
+from tde_trainer.errors import UserError
+from tde_trainer.evaluate import evaluate, extract
+from tde_trainer.files import dumps, write_atomic
+from tde_trainer.network import Network, build_network
+
+METRICS = "metrics.jsonl"
+SEED_STRIDE = 1_000_003  # more than any number of epochs: no two seeds share an epoch's random numbers
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a run."""
+
+    run: Path
+    method: str
+    seed: int
+
+    @property
+    def directory(self) -> Path:
+        """Where its results, metrics and checkpoint go."""
+        return self.run / self.method / f"seed{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.method} seed {self.seed}"
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """Linear warm-up to ``lr``, then cosine decay to zero at the last step."""
+    warmup = min(config.warmup_epochs, config.epochs) * steps_per_epoch
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    total = config.epochs * steps_per_epoch
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+
+def seed_epoch(seed: int, epoch: int, loader: Any) -> None:
+    """Make the epoch's shuffling depend on nothing but seed and epoch, its augmentation also on the rank.
+
+    A resumed training thus repeats the epoch in hand bit for bit, with no random state kept.
+    """
+    loader.set_epoch(epoch)
+    set_seed(seed * SEED_STRIDE + epoch, device_specific=True)
+
+
+def train_cell(
+    cell: Cell,
+    config: Config,
+    accelerator: Accelerator,
+    started: Callable[[int], None],
+    epoch_done: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Train, or go on training, and evaluate.
+
+    Args:
+        cell: what to train; a checkpoint in its directory is taken up.
+        config: the run's recipe.
+        accelerator: device, precision and ranks.
+        started: called with the number of epochs already done.
+        epoch_done: called with each new line of metrics.jsonl, after that epoch is safe on disk.
+
+    Returns:
+        The measured part of the cell's results.json.
+    """
+    set_seed(cell.seed * SEED_STRIDE)
+    data = DATASETS[config.data.name](config.data, cell.seed)
+    network = build_network(config, cell.method, data.num_classes)
+    settings = config.train
+    optimizer = SGD(
+        network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+    progress, rows = Progress(cell.seed), []
+    if (cell.directory / checkpoint.FILE).exists():
+        progress = checkpoint.load(cell.directory, network, optimizer)
+        rows = _rows(cell.directory / METRICS, progress.epochs_done)
+    started(progress.epochs_done)
+
+    model, optimizer, loader = accelerator.prepare(
+        network, optimizer, DataLoader(data.train, settings.batch_size, shuffle=True)
+    )
+    began = time.perf_counter() - progress.seconds
+    for epoch in range(progress.epochs_done, settings.epochs):
+        seed_epoch(cell.seed, epoch, loader)
+        rows.append({"epoch": epoch + 1, **_train_epoch(epoch, model, optimizer, loader, settings, accelerator)})
+        progress = Progress(cell.seed, epoch + 1, time.perf_counter() - began)
+        if accelerator.is_main_process:
+            # Metrics first: lines without a checkpoint are dropped on resumption, the reverse would be a gap.
+            write_atomic(cell.directory / METRICS, "".join(dumps(row) + "\n" for row in rows))
+            checkpoint.save(cell.directory, accelerator.unwrap_model(model), optimizer, progress)
+        epoch_done(rows[-1])
+    val, test = (extract(model, split, settings.batch_size, accelerator) for split in (data.val, data.test))
+    trained: Network = accelerator.unwrap_model(model)
+    results = evaluate(trained, val, test, data.class_counts.to(val.y.device), config.head)
+    return {
+        "class_names": list(data.class_names),
+        "class_counts": data.class_counts.tolist(),
+        **results,
+        "epochs": progress.epochs_done,
+        "wall_time_s": time.perf_counter() - began,
+        "device": str(accelerator.device),
+    }
+
+
+def _train_epoch(
+    epoch: int,
+    model: torch.nn.Module,
+    optimizer: Any,
+    loader: Any,
+    config: TrainConfig,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    model.train()
+    began, losses, seen = time.perf_counter(), [], 0
+    rate = 0.0
+    for step, (images, target) in enumerate(loader):
+        rate = learning_rate(epoch * len(loader) + step, len(loader), config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        loss: Tensor = model(images, target)
+        accelerator.backward(loss)
+        optimizer.step()
+        losses.append(loss.detach())
+        seen += len(target) * accelerator.num_processes
+    mean_loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+    if not math.isfinite(mean_loss):
+        raise UserError(f"the loss is {mean_loss} in epoch {epoch + 1}; a lower train.lr may help")
+    return {
+        "loss": mean_loss,
+        "lr": rate,
+        "images_per_second": seen / (time.perf_counter() - began),
+    }
+
+
+def _rows(path: Path, epochs_done: int) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that the checkpoint vouches for."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines][:epochs_done]
