@@ -55,8 +55,8 @@ class HeadConfig:
     gamma: float = _bounded(1 / 32, 0)
     momentum: float = _bounded(0.9, 0, 1)
     alpha: float | None = field(default=None, metadata={"low": 0, "high": 1e6})  # None: chosen on validation data
-    alpha_max: float = _bounded(5.0, 0, 1e6)  # the sweep covers 0 .. alpha_max
-    alpha_steps: int = _bounded(51, 2)
+    alpha_max: float = _bounded(4.0, 0, 1e6)  # the sweep covers 0 .. alpha_max
+    alpha_steps: int = _bounded(41, 2)
 
 
 @dataclass

@@ -16,13 +16,16 @@ from tde_trainer.errors import UserError
 if TYPE_CHECKING:
     from tde_trainer.config import DataConfig
 
+TEST_SEED = 0
+
 
 def digits_lt(config: DataConfig, seed: int) -> LongTailedData:
     """Split the digits and cut the training part to a long tail.
 
-    Per class, a seeded shuffle gives ``test_per_class`` images to test, the next ``val_per_class`` to validation,
-    and the rest may be trained on. ``n_max`` is what the smallest class has left, so that the counts follow the
-    formula exactly. Classes keep label order, as in CIFAR-LT: 0 is the head, 9 the tail.
+    The test images are the same for every seed, so that nothing chosen on one seed's validation split has met
+    another's test. The seed shuffles the others, per class, into ``val_per_class`` for validation and the rest for
+    training. ``n_max`` is what the smallest class has left, so that the counts follow the formula exactly. Classes
+    keep label order, as in CIFAR-LT: 0 is the head, 9 the tail.
 
     Raises:
         UserError: the splits ask for more images than there are, or leave a class without any.
@@ -38,12 +41,12 @@ def digits_lt(config: DataConfig, seed: int) -> LongTailedData:
             f"data.test_per_class={config.test_per_class}, data.val_per_class={config.val_per_class} and "
             f"data.ratio={config.ratio:g} leave class counts {counts}: every class needs at least one training image"
         )
-    generator = torch.Generator().manual_seed(seed)
+    fixed, seeded = torch.Generator().manual_seed(TEST_SEED), torch.Generator().manual_seed(seed)
     parts: dict[str, list[Tensor]] = {"test": [], "val": [], "train": []}
     for label, count in enumerate(counts):
-        members = (labels == label).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
-        test, val, rest = members.split([config.test_per_class, config.val_per_class, len(members) - held_out])
+        members = _shuffled((labels == label).nonzero().flatten(), fixed)
+        test, others = members.tensor_split([config.test_per_class])
+        val, rest = _shuffled(others, seeded).tensor_split([config.val_per_class])
         parts["test"].append(test)
         parts["val"].append(val)
         parts["train"].append(rest[:count])
@@ -55,3 +58,7 @@ def digits_lt(config: DataConfig, seed: int) -> LongTailedData:
         test=ImageDataset(images[index["test"]], labels[index["test"]]),
         class_names=tuple(str(name) for name in digits.target_names),
     )
+
+
+def _shuffled(values: Tensor, generator: torch.Generator) -> Tensor:
+    return values[torch.randperm(len(values), generator=generator)]

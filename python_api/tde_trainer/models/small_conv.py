@@ -1,4 +1,4 @@
-"""A three-layer convolutional network for images of a few pixels."""
+"""A small convolutional network for images of a few pixels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from torchvision.ops import Conv2dNormActivation
 if TYPE_CHECKING:
     from tde_trainer.config import ModelConfig
 
+GRID = 4
+
 
 def small_conv(config: ModelConfig) -> nn.Module:
-    """Images ``[B, 1, H, W]`` to non-negative features ``[B, D]``."""
+    """Images ``[B, 1, H, W]`` to non-negative features ``[B, D]``.
+
+    The last layer sees positions, not averages: where a stroke lies is what tells digits apart.
+    """
     return nn.Sequential(
         Conv2dNormActivation(1, config.width, 3),
-        Conv2dNormActivation(config.width, config.features, 3, stride=2),
-        Conv2dNormActivation(config.features, config.features, 3),
-        nn.AdaptiveAvgPool2d(1),
+        Conv2dNormActivation(config.width, 2 * config.width, 3, stride=2),
+        nn.AdaptiveAvgPool2d(GRID),  # leaves 8x8 images as they are
         nn.Flatten(),
+        nn.Linear(2 * config.width * GRID**2, config.features, bias=False),
+        nn.BatchNorm1d(config.features),
+        nn.ReLU(),
     )
