@@ -1,0 +1,111 @@
+// tde_kernels._C: addresses and sizes in, status out. Every call releases the GIL; a bad status is a RuntimeError.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+
+#include "tde/background_exempt.h"
+#include "tde/build_info.h"
+#include "tde/ema.h"
+#include "tde/rows.h"
+
+namespace py = pybind11;
+using py::literals::operator""_a;
+
+namespace {
+
+using Address = uintptr_t;  // of a tensor's first element on its device; 0 is null
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void raise_unless_ok(const tde::Status& status) {
+  if (!status.ok()) throw std::runtime_error(status.error);
+}
+
+void normalize_rows(const tde::Matrix& a, const tde::RowTransform& transform, const tde::Matrix& out, Address norms,
+                    Address projections, Address mask, Address feature_sum, int threads) {
+  const tde::RowByproducts byproducts{at<float>(norms), at<float>(projections), at<const bool>(mask),
+                                      at<float>(feature_sum)};
+  raise_unless_ok(tde::normalize_rows(a, transform, out, byproducts, threads));
+}
+
+void normalize_rows_backward(const tde::Matrix& grad, const tde::Matrix& a, Address norms,
+                             const tde::RowTransform& transform, const tde::Matrix& grad_a, Address grad_divisor,
+                             int threads) {
+  raise_unless_ok(tde::normalize_rows_backward(grad, a, at<const float>(norms), transform, grad_a,
+                                               at<float>(grad_divisor), threads));
+}
+
+void feature_sum(const tde::Matrix& x, Address mask, Address sum, int threads) {
+  raise_unless_ok(tde::feature_sum(x, at<const bool>(mask), at<float>(sum), threads));
+}
+
+void fold_ema(Address ema, Address num_updates, Address sum, int64_t dim, float momentum) {
+  raise_unless_ok(tde::fold_ema(at<float>(ema), at<int64_t>(num_updates), at<const float>(sum), dim, momentum));
+}
+
+void background_exempt(const tde::Matrix& logits, Address row_projections, Address class_projections, int64_t heads,
+                       Address alpha, int64_t background, bool log, const tde::Matrix& out, int threads) {
+  raise_unless_ok(tde::background_exempt(logits, at<const float>(row_projections), at<const float>(class_projections),
+                                         heads, at<const float>(alpha), background, log, out, threads));
+}
+
+tde::RowTransform row_transform(int64_t heads, float offset, float power, float scale, Address divisor,
+                                Address direction, Address alpha) {
+  return {heads, {offset, power}, scale, at<const float>(divisor), at<const float>(direction), at<const float>(alpha)};
+}
+
+#ifdef TDE_HAS_CUDA
+void cuda_feature_sum(const tde::Matrix& x, Address mask, Address sum, Address workspace, Address stream) {
+  raise_unless_ok(
+      tde::cuda::feature_sum(x, at<const bool>(mask), at<float>(sum), at<float>(workspace), at<void>(stream)));
+}
+
+void cuda_fold_ema(Address ema, Address num_updates, Address sum, int64_t dim, float momentum, Address stream) {
+  raise_unless_ok(tde::cuda::fold_ema(at<float>(ema), at<int64_t>(num_updates), at<const float>(sum), dim, momentum,
+                                      at<void>(stream)));
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled core of tde_kernels. Private: arguments are addresses, checked by tde_kernels.backends.";
+  const py::call_guard<py::gil_scoped_release> no_gil;
+
+  py::enum_<tde::DType>(m, "DType").value("f32", tde::DType::f32).value("bf16", tde::DType::bf16);
+  py::class_<tde::Matrix>(m, "Matrix")
+      .def(py::init([](Address data, tde::DType dtype, int64_t rows, int64_t cols, int64_t row_stride) {
+             return tde::Matrix{at<void>(data), dtype, rows, cols, row_stride};
+           }),
+           "data"_a, "dtype"_a, "rows"_a, "cols"_a, "row_stride"_a);
+  py::class_<tde::RowTransform>(m, "RowTransform")
+      .def(py::init(&row_transform), "heads"_a, "offset"_a, "power"_a, "scale"_a, "divisor"_a = 0, "direction"_a = 0,
+           "alpha"_a = 0);
+  py::class_<tde::BuildInfo>(m, "BuildInfo")
+      .def_readonly("version", &tde::BuildInfo::version)
+      .def_readonly("compiler", &tde::BuildInfo::compiler)
+      .def_readonly("threading", &tde::BuildInfo::threading)
+      .def_readonly("instruction_set", &tde::BuildInfo::instruction_set)
+      .def_readonly("cuda", &tde::BuildInfo::cuda)
+      .def_readonly("has_cuda", &tde::BuildInfo::has_cuda);
+  m.def("build_info", &tde::build_info);
+
+  m.def("normalize_rows", &normalize_rows, no_gil, "a"_a, "transform"_a, "out"_a, "norms"_a = 0, "projections"_a = 0,
+        "mask"_a = 0, "feature_sum"_a = 0, "threads"_a);
+  m.def("normalize_rows_backward", &normalize_rows_backward, no_gil, "grad"_a, "a"_a, "norms"_a, "transform"_a,
+        "grad_a"_a, "grad_divisor"_a = 0, "threads"_a);
+  m.def("feature_sum", &feature_sum, no_gil, "x"_a, "mask"_a, "feature_sum"_a, "threads"_a);
+  m.def("fold_ema", &fold_ema, no_gil, "ema"_a, "num_updates"_a, "feature_sum"_a, "dim"_a, "momentum"_a);
+  m.def("background_exempt", &background_exempt, no_gil, "logits"_a, "row_projections"_a, "class_projections"_a,
+        "heads"_a, "alpha"_a, "background"_a, "log"_a, "out"_a, "threads"_a);
+
+#ifdef TDE_HAS_CUDA
+  m.def("cuda_feature_sum_workspace", &tde::cuda::feature_sum_workspace, "rows"_a, "cols"_a);
+  m.def("cuda_feature_sum", &cuda_feature_sum, no_gil, "x"_a, "mask"_a, "feature_sum"_a, "workspace"_a, "stream"_a);
+  m.def("cuda_fold_ema", &cuda_fold_ema, no_gil, "ema"_a, "num_updates"_a, "feature_sum"_a, "dim"_a, "momentum"_a,
+        "stream"_a);
+#endif
+}

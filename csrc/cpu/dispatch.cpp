@@ -1,0 +1,127 @@
+// The public CPU functions: arguments checked, then handed to the kernels of the best instruction set at hand.
+#include "cpu/dispatch.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "tde/background_exempt.h"
+
+namespace tde {
+namespace {
+
+struct Choice {
+  const char* name;
+  const cpu::Kernels* kernels;
+};
+
+// TDE_CPU_ISA=baseline|avx2|avx512 holds the choice down, to test or compare what one machine can run.
+Choice choose() {
+  const char* cap = std::getenv("TDE_CPU_ISA");
+  const auto allowed = [cap](const char* name) { return cap == nullptr || std::strcmp(cap, name) == 0; };
+#ifdef TDE_HAS_AVX512
+  if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    return {"avx512", &cpu::avx512::kernels};
+#endif
+#ifdef TDE_HAS_AVX2
+  if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return {"avx2", &cpu::avx2::kernels};
+#endif
+  return {"baseline", &cpu::baseline::kernels};
+}
+
+const Choice& choice() {
+  static const Choice chosen = choose();
+  return chosen;
+}
+
+std::string shape(const Matrix& m) { return "[" + std::to_string(m.rows) + ", " + std::to_string(m.cols) + "]"; }
+
+// Every check of the API in one place: the first that fails is the one told.
+class Check {
+ public:
+  explicit Check(const char* function) : function_(function) {}
+
+  Check& that(bool holds, const std::string& otherwise) {
+    if (!holds && status_.ok()) status_.error = std::string(function_) + ": " + otherwise;
+    return *this;
+  }
+  Check& matrix(const Matrix& m, const char* name) {
+    that(m.rows >= 0 && m.cols >= 0, std::string(name) + " has a negative size " + shape(m));
+    that(m.rows * m.cols == 0 || m.data != nullptr, std::string(name) + " " + shape(m) + " has no memory");
+    return that(m.row_stride >= 0,
+                std::string(name) + " " + shape(m) + " has a negative row stride " + std::to_string(m.row_stride));
+  }
+  Check& same_shape(const Matrix& a, const Matrix& b, const char* names) {
+    return that(a.rows == b.rows && a.cols == b.cols,
+                std::string(names) + " differ in shape: " + shape(a) + " and " + shape(b));
+  }
+  Check& heads(const RowTransform& t, const Matrix& a) {
+    return that(t.heads >= 1 && a.cols % t.heads == 0,
+                std::to_string(t.heads) + " heads do not divide " + std::to_string(a.cols) + " columns");
+  }
+  const Status& status() const { return status_; }
+
+ private:
+  const char* function_;
+  Status status_;
+};
+
+}  // namespace
+
+const char* cpu_instruction_set() { return choice().name; }
+
+Status normalize_rows(const Matrix& a, const RowTransform& transform, const Matrix& out, const RowByproducts& by,
+                      int threads) {
+  Check check("normalize_rows");
+  check.matrix(a, "a").matrix(out, "out").same_shape(a, out, "a and out").heads(transform, a);
+  check.that(transform.direction || (!transform.alpha && !by.projections), "alpha and projections need a direction");
+  if (check.status().ok()) choice().kernels->normalize_rows(a, transform, out, by, threads);
+  return check.status();
+}
+
+Status normalize_rows_backward(const Matrix& grad, const Matrix& a, const float* norms, const RowTransform& transform,
+                               const Matrix& grad_a, float* grad_divisor, int threads) {
+  Check check("normalize_rows_backward");
+  check.matrix(grad, "grad").matrix(a, "a").matrix(grad_a, "grad_a").heads(transform, a);
+  check.same_shape(grad, a, "grad and a").same_shape(grad_a, a, "grad_a and a");
+  check.that(grad_a.dtype == a.dtype, "grad_a must have the dtype of a");
+  check.that(norms || a.rows == 0, "norms are missing");
+  check.that(transform.direction || !transform.alpha, "alpha needs a direction");
+  check.that(transform.divisor || !grad_divisor, "there is no divisor to take the gradient of");
+  if (check.status().ok())
+    choice().kernels->normalize_rows_backward(grad, a, norms, transform, grad_a, grad_divisor, threads);
+  return check.status();
+}
+
+Status feature_sum(const Matrix& x, const bool* mask, float* feature_sum, int threads) {
+  Check check("feature_sum");
+  check.matrix(x, "x").that(feature_sum, "there is nowhere to write the sum");
+  if (check.status().ok()) choice().kernels->feature_sum(x, mask, feature_sum, threads);
+  return check.status();
+}
+
+Status fold_ema(float* ema, int64_t* num_updates, const float* feature_sum, int64_t dim, float momentum) {
+  const float count = feature_sum[dim];
+  if (count == 0) return {};
+  for (int64_t i = 0; i < dim; ++i) ema[i] = momentum * ema[i] + feature_sum[i] / count;
+  if (num_updates) ++*num_updates;
+  return {};
+}
+
+Status background_exempt(const Matrix& logits, const float* row_projections, const float* class_projections,
+                         int64_t heads, const float* alpha, int64_t background, bool log, const Matrix& out,
+                         int threads) {
+  Check check("background_exempt");
+  check.matrix(logits, "logits").matrix(out, "out").same_shape(logits, out, "logits and out");
+  check.that(logits.dtype == DType::f32, "logits must be float32: their difference is not taken after rounding");
+  check.that(alpha && heads >= 1, "alpha and at least one head are needed");
+  check.that(background >= 0 && background < logits.cols,
+             "background " + std::to_string(background) + " is not one of " + std::to_string(logits.cols) + " classes");
+  if (check.status().ok())
+    choice().kernels->background_exempt(logits, row_projections, class_projections, heads, alpha, background, log, out,
+                                        threads);
+  return check.status();
+}
+
+}  // namespace tde

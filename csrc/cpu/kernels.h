@@ -1,0 +1,37 @@
+// The CPU kernels as a table, one table per instruction set. Arguments are checked before a kernel is called.
+#pragma once
+
+#include "tde/ema.h"
+#include "tde/rows.h"
+
+namespace tde::cpu {
+
+struct Kernels {
+  void (*normalize_rows)(const Matrix& a, const RowTransform& transform, const Matrix& out,
+                         const RowByproducts& byproducts, int threads);
+  void (*normalize_rows_backward)(const Matrix& grad, const Matrix& a, const float* norms,
+                                  const RowTransform& transform, const Matrix& grad_a, float* grad_divisor,
+                                  int threads);
+  void (*feature_sum)(const Matrix& x, const bool* mask, float* feature_sum, int threads);
+  void (*background_exempt)(const Matrix& logits, const float* row_projections, const float* class_projections,
+                            int64_t heads, const float* alpha, int64_t background, bool log, const Matrix& out,
+                            int threads);
+};
+
+#define TDE_DECLARE_KERNELS(isa)                                                                                       \
+  namespace isa {                                                                                                      \
+  void normalize_rows(const Matrix&, const RowTransform&, const Matrix&, const RowByproducts&, int);                   \
+  void normalize_rows_backward(const Matrix&, const Matrix&, const float*, const RowTransform&, const Matrix&, float*, \
+                               int);                                                                                   \
+  void feature_sum(const Matrix&, const bool*, float*, int);                                                           \
+  void background_exempt(const Matrix&, const float*, const float*, int64_t, const float*, int64_t, bool,              \
+                         const Matrix&, int);                                                                          \
+  extern const Kernels kernels;                                                                                        \
+  }
+
+TDE_DECLARE_KERNELS(baseline)
+TDE_DECLARE_KERNELS(avx2)
+TDE_DECLARE_KERNELS(avx512)
+#undef TDE_DECLARE_KERNELS
+
+}  // namespace tde::cpu

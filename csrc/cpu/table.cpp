@@ -1,0 +1,8 @@
+// This instruction set's kernels, gathered.
+#include "cpu/kernels.h"
+
+namespace tde::cpu::TDE_ISA {
+
+const Kernels kernels{normalize_rows, normalize_rows_backward, feature_sum, background_exempt};
+
+}  // namespace tde::cpu::TDE_ISA

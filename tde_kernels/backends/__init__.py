@@ -1,0 +1,85 @@
+"""Which implementation serves an op, and why.
+
+A backend asked for in code (``backend=...`` or :func:`use_backend`) serves or raises. Without one, ``TDE_BACKEND`` in
+the environment is tried first, then the device's own order of preference; the reference serves what is left.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+
+from tde_kernels.backends import cpu, cuda, triton
+
+NAMES = ("reference", "cpu", "cuda", "triton")
+OPS = ("logits", "feature_sum", "fold_ema_", "background_exempt", "alpha_sweep")
+_MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
+_PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+
+
+def check_name(name: str, argument: str = "backend") -> str:
+    """``name`` if there is such a backend, else a ``ValueError`` that says which there are."""
+    if name not in NAMES:
+        nearest = difflib.get_close_matches(str(name), NAMES, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"{argument} must be one of {', '.join(NAMES)}, got {name!r}{hint}")
+    return name
+
+
+_environment = check_name(os.environ["TDE_BACKEND"], "TDE_BACKEND") if os.environ.get("TDE_BACKEND") else None
+_in_use: str | None = None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the context every op runs on the backend ``name``, or raises where that cannot serve it.
+
+    The choice belongs to the process, as torch's own precision flags do.
+    """
+    global _in_use
+    outer, _in_use = _in_use, check_name(name)
+    try:
+        yield
+    finally:
+        _in_use = outer
+
+
+def implementation(name: str) -> ModuleType:
+    """The module that implements the ops of a fused backend."""
+    return _MODULES[name]
+
+
+def refusal(name: str, op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the backend cannot serve ``op`` there, or None where it can."""
+    if name == "reference":
+        return None
+    reason: str | None = _MODULES[name].refusal(op, device_type, dtype)
+    return reason
+
+
+def preferred(device_type: str) -> tuple[str, ...]:
+    """The order in which backends are tried on a device."""
+    order = _PREFERENCE.get(device_type, ())
+    if _environment is not None:
+        order = (_environment, *(name for name in order if name != _environment))
+    return (*order, "reference")
+
+
+def select(op: str, device_type: str, dtype: torch.dtype, asked: str | None) -> str:
+    """The backend that serves ``op``.
+
+    Raises:
+        ValueError: the backend asked for in code is unknown or cannot serve the op.
+    """
+    asked = asked if asked is not None else _in_use
+    if asked is None:
+        return next(name for name in preferred(device_type) if refusal(name, op, device_type, dtype) is None)
+    reason = refusal(check_name(asked), op, device_type, dtype)
+    if reason is not None:
+        raise ValueError(f"backend={asked!r} cannot serve {op}: {reason}")
+    return asked

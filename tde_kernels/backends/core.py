@@ -1,0 +1,56 @@
+"""The compiled core, where there is one, and how tensors are handed to it."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+# torch comes first: its OpenMP is then already loaded, and the core shares its threads instead of starting its own.
+_core: ModuleType | None = None
+missing: str | None = None
+try:
+    _core = importlib.import_module("tde_kernels._C")
+except ImportError as error:
+    missing = f"the compiled core is missing ({error}); reinstall with a C++ compiler at hand"
+
+
+def compiled() -> ModuleType:
+    """The core's module; callers have asked for ``missing`` before."""
+    if _core is None:
+        raise RuntimeError(missing)
+    return _core
+
+
+def served_dtypes() -> tuple[torch.dtype, ...]:
+    return (torch.float32, torch.bfloat16)
+
+
+def dense_rows(a: Tensor) -> Tensor:
+    """``a [R, N]`` itself where the columns of a row lie side by side, else a copy in which they do."""
+    return a if a.stride(1) == 1 or a.shape[1] == 1 else a.contiguous()
+
+
+def matrix(a: Tensor) -> object:
+    """``a [R, N]``, as the core sees it. The caller keeps ``a`` alive."""
+    core = compiled()
+    dtype = core.DType.f32 if a.dtype == torch.float32 else core.DType.bf16
+    return core.Matrix(a.data_ptr(), dtype, a.shape[0], a.shape[1], a.stride(0))
+
+
+def address(a: Tensor | None) -> int:
+    return 0 if a is None else a.data_ptr()
+
+
+def mark_written(*tensors: Tensor | None) -> None:
+    """Tells autograd of a write through a bare address, which it cannot see."""
+    for tensor in tensors:
+        if tensor is not None and not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)
+
+
+def float_vector(a: Tensor | None) -> Tensor | None:
+    """``a`` as contiguous float32, the form of every small operand of the core."""
+    return None if a is None else a.detach().to(torch.float32).contiguous()

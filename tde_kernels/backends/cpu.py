@@ -1,0 +1,253 @@
+"""The CPU backend: matrix products by torch's BLAS, everything around them in one pass of the compiled core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tde_kernels.backends import core
+from tde_kernels.normalizers import NormFactor
+
+_SERVED = ("logits", "effects", "feature_sum", "fold_ema_", "background_exempt")
+
+
+def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot serve ``op``, or None."""
+    if op not in _SERVED:
+        return f"it has no kernel for {op} yet"
+    if device_type != "cpu":
+        return f"it serves tensors on the CPU, not on {device_type}"
+    if dtype not in core.served_dtypes():
+        return f"it serves float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    return core.missing
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One operand of a product, ``a [R, D]``, and how its rows are scaled: ``csrc/include/tde/rows.h``."""
+
+    a: Tensor
+    num_heads: int
+    factor: NormFactor
+    scale: float = 1.0
+    divisor: Tensor | None = None
+    direction: Tensor | None = None
+    alpha: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        a: Tensor,
+        num_heads: int,
+        factor: Sequence[float],
+        *,
+        scale: float = 1.0,
+        divisor: Tensor | None = None,
+        direction: Tensor | None = None,
+        alpha: Tensor | None = None,
+    ) -> Rows:
+        """The operand in the forms that the core takes: dense rows, small operands as float32 vectors."""
+        vectors = core.float_vector(divisor), core.float_vector(direction), alpha
+        return cls(core.dense_rows(a), num_heads, NormFactor(*factor), scale, *vectors)
+
+    def untouched(self, dtype: torch.dtype) -> bool:
+        """Whether the operand is ``a`` itself, so that no pass is needed."""
+        plain = self.factor.power == 0 and self.scale == 1 and self.divisor is None and self.alpha is None
+        return plain and self.a.dtype == dtype
+
+    def _transform(self) -> object:
+        return core.compiled().RowTransform(
+            self.num_heads,
+            self.factor.offset,
+            self.factor.power,
+            self.scale,
+            core.address(self.divisor),
+            core.address(self.direction),
+            core.address(self.alpha),
+        )
+
+    def normalize(
+        self,
+        dtype: torch.dtype,
+        *,
+        mask: Tensor | None = None,
+        sums: Tensor | None = None,
+        projections: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The scaled rows ``[R, D]`` in ``dtype`` and the norms ``[R, K]``; fills the others."""
+        out = torch.empty(self.a.shape, dtype=dtype)
+        norms = torch.empty((self.a.shape[0], self.num_heads), dtype=torch.float32)
+        core.compiled().normalize_rows(
+            core.matrix(self.a),
+            self._transform(),
+            core.matrix(out),
+            norms=norms.data_ptr(),
+            projections=core.address(projections),
+            mask=core.address(mask),
+            feature_sum=core.address(sums),
+            threads=torch.get_num_threads(),
+        )
+        return out, norms
+
+    def backward(self, grad: Tensor, norms: Tensor, grad_divisor: Tensor | None = None) -> Tensor:
+        """The gradient of ``a`` from ``grad``, that of the scaled rows, whose memory it takes over where it can."""
+        grad_a = grad if grad.dtype == self.a.dtype else torch.empty_like(grad, dtype=self.a.dtype)
+        core.compiled().normalize_rows_backward(
+            core.matrix(grad),
+            core.matrix(self.a),
+            norms.data_ptr(),
+            self._transform(),
+            core.matrix(grad_a),
+            grad_divisor=core.address(grad_divisor),
+            threads=torch.get_num_threads(),
+        )
+        return grad_a
+
+
+def logits(
+    x: Tensor,
+    w: Tensor,
+    class_scale: Tensor | None,
+    direction: Tensor | None,
+    alpha: Tensor | None,
+    mask: Tensor | None,
+    *,
+    num_heads: int,
+    scale: float,
+    feature_factor: Sequence[float],
+    weight_factor: Sequence[float],
+    take_sum: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See ``tde::logits``. The counterfactual costs nothing more: it is subtracted from the features on their way."""
+    nothing = torch.empty(0)
+    sums = torch.empty(x.shape[1] + 1) if take_sum else None
+    features = Rows.of(x, num_heads, feature_factor, direction=direction, alpha=alpha)
+    weights = Rows.of(w, num_heads, weight_factor, scale=scale, divisor=class_scale)
+    x_hat = w_hat = torch.empty(0, dtype=dtype)
+    x_norms = w_norms = nothing
+    if not features.untouched(dtype):
+        x_hat, x_norms = features.normalize(dtype, mask=mask, sums=sums)
+    elif sums is not None:
+        _sum_rows(features.a, mask, sums)
+    if not weights.untouched(dtype):
+        w_hat, w_norms = weights.normalize(dtype)
+    z = torch.mm(x_hat if x_hat.dim() == 2 else x, (w_hat if w_hat.dim() == 2 else w).t())
+    return z, x_hat, w_hat, x_norms, w_norms, nothing if sums is None else sums
+
+
+def logits_backward(
+    grad: Tensor,
+    x: Tensor,
+    w: Tensor,
+    x_hat: Tensor,
+    w_hat: Tensor,
+    x_norms: Tensor,
+    w_norms: Tensor,
+    class_scale: Tensor | None,
+    direction: Tensor | None,
+    alpha: Tensor | None,
+    *,
+    num_heads: int,
+    scale: float,
+    feature_factor: Sequence[float],
+    weight_factor: Sequence[float],
+    wants_x: bool,
+    wants_w: bool,
+    wants_class_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``tde::logits_backward``: a product for each operand, then the projection in place on its result."""
+    dx = dw = dscale = torch.empty(0)
+    if wants_x:
+        features = Rows.of(x, num_heads, feature_factor, direction=direction, alpha=alpha)
+        dx = torch.mm(grad, w_hat if w_hat.dim() == 2 else w)
+        if not features.untouched(grad.dtype):
+            dx = features.backward(dx, x_norms)
+    if wants_w or wants_class_scale:
+        weights = Rows.of(w, num_heads, weight_factor, scale=scale, divisor=class_scale)
+        dw = torch.mm(grad.t(), x_hat if x_hat.dim() == 2 else x)
+        if not weights.untouched(grad.dtype):
+            dscale = torch.empty(w.shape[0]) if wants_class_scale else dscale
+            dw = weights.backward(dw, w_norms, dscale if wants_class_scale else None)
+    return dx, dw, dscale
+
+
+def _sum_rows(x: Tensor, mask: Tensor | None, out: Tensor) -> None:
+    core.compiled().feature_sum(core.matrix(x), core.address(mask), out.data_ptr(), torch.get_num_threads())
+
+
+def feature_sum(x: Tensor, mask: Tensor | None) -> Tensor:
+    """See ``tde::feature_sum``."""
+    out = torch.empty(x.shape[1] + 1)
+    _sum_rows(core.dense_rows(x), mask, out)
+    return out
+
+
+def fold_ema_(ema: Tensor, num_updates: Tensor | None, total: Tensor, *, momentum: float) -> None:
+    """See ``tde::fold_ema_``."""
+    core.compiled().fold_ema(ema.data_ptr(), core.address(num_updates), total.data_ptr(), ema.shape[0], momentum)
+    core.mark_written(ema, num_updates)
+
+
+def effects(
+    x: Tensor,
+    w: Tensor,
+    class_scale: Tensor | None,
+    direction: Tensor,
+    *,
+    num_heads: int,
+    scale: float,
+    feature_factor: Sequence[float],
+    weight_factor: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``tde::effects``: the projections come with the pass that normalises."""
+    features = Rows.of(x, num_heads, feature_factor, direction=direction)
+    weights = Rows.of(w, num_heads, weight_factor, scale=scale, divisor=class_scale, direction=direction)
+    along_x, along_w = torch.empty(x.shape[0], num_heads), torch.empty(w.shape[0], num_heads)
+    x_hat, _ = features.normalize(torch.float32, projections=along_x)
+    w_hat, _ = weights.normalize(torch.float32, projections=along_w)
+    return torch.mm(x_hat, w_hat.t()), along_x, along_w
+
+
+def background_exempt(
+    x: Tensor,
+    w: Tensor,
+    class_scale: Tensor | None,
+    direction: Tensor,
+    alpha: Tensor,
+    *,
+    num_heads: int,
+    scale: float,
+    feature_factor: Sequence[float],
+    weight_factor: Sequence[float],
+    background: int,
+    log: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """See ``tde::background_exempt``. The product is taken in float32: a difference follows it."""
+    z, along_x, along_w = effects(
+        x,
+        w,
+        class_scale,
+        direction,
+        num_heads=num_heads,
+        scale=scale,
+        feature_factor=feature_factor,
+        weight_factor=weight_factor,
+    )
+    out = z if dtype == torch.float32 else torch.empty_like(z, dtype=dtype)
+    core.compiled().background_exempt(
+        core.matrix(z),
+        along_x.data_ptr(),
+        along_w.data_ptr(),
+        num_heads,
+        alpha.data_ptr(),
+        background,
+        log,
+        core.matrix(out),
+        torch.get_num_threads(),
+    )
+    return out

@@ -1,0 +1,51 @@
+"""The CUDA backend: kernels of the compiled core on the tensor's device and the current stream."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tde_kernels.backends import core
+
+_SERVED = ("feature_sum", "fold_ema_")
+
+
+def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot serve ``op``, or None."""
+    if core.missing is not None:
+        return core.missing
+    info = core.compiled().build_info()
+    if not info.has_cuda:
+        return f"the compiled core has no CUDA kernels ({info.cuda})"
+    if device_type != "cuda":
+        return f"it serves tensors on a CUDA device, not on {device_type}"
+    if op not in _SERVED:
+        return f"it has no kernel for {op} yet"
+    if dtype not in core.served_dtypes():
+        return f"it serves float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+def _stream(tensor: Tensor) -> int:
+    return torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def feature_sum(x: Tensor, mask: Tensor | None) -> Tensor:
+    """See ``tde::feature_sum``."""
+    x = core.dense_rows(x)
+    out = torch.empty(x.shape[1] + 1, device=x.device)
+    workspace = torch.empty(core.compiled().cuda_feature_sum_workspace(*x.shape), device=x.device)
+    with torch.cuda.device(x.device):
+        core.compiled().cuda_feature_sum(
+            core.matrix(x), core.address(mask), out.data_ptr(), workspace.data_ptr(), _stream(x)
+        )
+    return out
+
+
+def fold_ema_(ema: Tensor, num_updates: Tensor | None, total: Tensor, *, momentum: float) -> None:
+    """See ``tde::fold_ema_``."""
+    with torch.cuda.device(ema.device):
+        core.compiled().cuda_fold_ema(
+            ema.data_ptr(), core.address(num_updates), total.data_ptr(), ema.shape[0], momentum, _stream(ema)
+        )
+    core.mark_written(ema, num_updates)

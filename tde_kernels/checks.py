@@ -1,0 +1,217 @@
+"""Checks of arguments, for the whole package: errors name the argument, what came and what was wanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tde_kernels.normalizers import Classifier, resolve
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _shape(t: Tensor) -> str:
+    return str(tuple(t.shape))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def tensor(value: object, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def shaped(t: Tensor, shape: Sequence[int], name: str) -> None:
+    tensor(t, name)
+    if t.shape != torch.Size(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {_shape(t)}")
+
+
+def floating(t: Tensor, name: str) -> None:
+    tensor(t, name)
+    if t.dtype not in FLOATING:
+        raise TypeError(f"{name} must be one of {', '.join(map(_name, FLOATING))}, got {_name(t.dtype)}")
+
+
+def same_device(t: Tensor, like: Tensor, name: str, like_name: str) -> None:
+    if t.device != like.device:
+        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {t.device}")
+
+
+def finite(value: float, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def positive_int(value: int, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def heads(dim: int, num_heads: int, name: str) -> None:
+    """``num_heads`` must cut the last dimension of ``name`` into equal, non-empty groups."""
+    positive_int(num_heads, "num_heads")
+    if dim == 0 or dim % num_heads != 0:
+        raise ValueError(f"num_heads must divide the last dimension of {name}, got {num_heads} for {dim}")
+
+
+def at_most(value: int, limit: int, name: str) -> None:
+    positive_int(value, name)
+    if value > limit:
+        raise ValueError(f"{name} must be at most the number of classes, {limit}, got {value}")
+
+
+def features(x: Tensor, dim: int, name: str = "x") -> None:
+    floating(x, name)
+    if x.dim() == 0 or x.shape[-1] != dim:
+        raise ValueError(f"{name} must have shape [..., {dim}], got {_shape(x)}")
+
+
+def class_vector(value: Tensor | None, like: Tensor, num_classes: int, name: str) -> None:
+    if value is not None:
+        shaped(value, (num_classes,), name)
+        floating(value, name)
+        same_device(value, like, name, "x")
+
+
+def logits(
+    x: Tensor,
+    w: Tensor,
+    num_heads: int,
+    tau: float,
+    gamma: float,
+    normalizer: str,
+    exponent: float,
+    class_scale: Tensor | None,
+) -> Classifier:
+    """The arguments that every classifier takes; returns them resolved."""
+    floating(w, "w")
+    if w.dim() != 2 or w.shape[0] == 0:
+        raise ValueError(f"w must have shape [C, D] with at least one class, got {_shape(w)}")
+    features(x, w.shape[1])
+    same_device(w, x, "w", "x")
+    if w.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"w must have the dtype of x, {_name(x.dtype)}, got {_name(w.dtype)}")
+    heads(x.shape[-1], num_heads, "x")
+    finite(tau, "tau")
+    family = resolve(normalizer, gamma=gamma, exponent=exponent)
+    if family.learns_class_scale and class_scale is None:
+        raise ValueError(f"class_scale [C] is wanted by normalizer={normalizer!r}, got None")
+    if not family.learns_class_scale and class_scale is not None:
+        raise ValueError(f"class_scale is for normalizer='lws' alone, got it with normalizer={normalizer!r}")
+    class_vector(class_scale, x, w.shape[0], "class_scale")
+    return Classifier(family, num_heads, tau, class_scale)
+
+
+def alpha(value: float | Tensor) -> None:
+    """A finite number or a 0-d tensor. A tensor on a device is not read (that would synchronise)."""
+    if not isinstance(value, Tensor):
+        finite(value, "alpha")
+        return
+    if value.dim() != 0:
+        raise ValueError(f"alpha must be a number or a 0-d tensor, got shape {_shape(value)}")
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(value):
+        raise ValueError(f"alpha must be finite, got {value.item()}")
+
+
+def counterfactual(x: Tensor, direction: Tensor, alpha_: float | Tensor) -> None:
+    shaped(direction, (x.shape[-1],), "direction")
+    floating(direction, "direction")
+    same_device(direction, x, "direction", "x")
+    alpha(alpha_)
+
+
+def alphas(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
+    """One-dimensional, finite alphas as a tensor on ``device``, in float64 so that none is rounded."""
+    result = torch.as_tensor(values, dtype=torch.float64)
+    if result.dim() != 1:
+        raise ValueError(f"alphas must be a sequence of numbers, got shape {_shape(result)}")
+    if result.device.type == "cpu" and not bool(result.isfinite().all()):
+        raise ValueError(f"alphas must be finite, got {result.tolist()}")
+    return result.to(device)
+
+
+def class_index(index: int, num_classes: int, name: str) -> int:
+    """An index into the classes, negative ones counted from the end; returned as non-negative."""
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise TypeError(f"{name} must be an int, got {type(index).__name__}")
+    if not -num_classes <= index < num_classes:
+        raise ValueError(f"{name} must be in [{-num_classes}, {num_classes}), got {index}")
+    return index % num_classes
+
+
+def row_mask(mask: Tensor | None, x: Tensor) -> None:
+    if mask is not None:
+        shaped(mask, x.shape[:-1], "mask")
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool, got {_name(mask.dtype)}")
+        same_device(mask, x, "mask", "x")
+
+
+def momentum(value: float) -> None:
+    finite(value, "momentum")
+    if not 0 <= value <= 1:
+        raise ValueError(f"momentum must be in [0, 1], got {value}")
+
+
+def ema(ema_: Tensor, x: Tensor, momentum_: float, mask: Tensor | None) -> None:
+    tensor(ema_, "ema")
+    if ema_.dim() != 1 or ema_.shape[0] == 0:
+        raise ValueError(f"ema must have shape [D], got {_shape(ema_)}")
+    if ema_.dtype != torch.float32:
+        raise TypeError(f"ema must be float32, got {_name(ema_.dtype)}")
+    features(x, ema_.shape[0])
+    same_device(ema_, x, "ema", "x")
+    momentum(momentum_)
+    row_mask(mask, x)
+
+
+def labels(value: Tensor, num_classes: int, ignore_index: int, shape: Sequence[int], name: str) -> None:
+    """int64 class labels. Their range is read on the CPU alone: elsewhere that would synchronise."""
+    shaped(value, shape, name)
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {_name(value.dtype)}")
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = (value != ignore_index) & ((value < 0) | (value >= num_classes))
+    if wrong.any():
+        first = value[wrong][0].item()
+        raise ValueError(f"{name} must be in [0, {num_classes}) or ignore_index={ignore_index}, got {first}")
+
+
+def cross_entropy(
+    logits_: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    logit_bias: Tensor | None,
+    margin: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+    target_b: Tensor | None,
+    focal_exponent: float,
+    reduction: str,
+) -> None:
+    num_classes, shape = logits_.shape[-1], logits_.shape[:-1]
+    for name, value in (("target", target), ("target_b", target_b)):
+        if value is not None:
+            labels(value, num_classes, ignore_index, shape, name)
+            same_device(value, logits_, name, "x")
+    for name, vector in (("class_weight", class_weight), ("logit_bias", logit_bias), ("margin", margin)):
+        class_vector(vector, logits_, num_classes, name)
+    finite(label_smoothing, "label_smoothing")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    finite(focal_exponent, "focal_exponent")
+    if focal_exponent < 0:
+        raise ValueError(f"focal_exponent must not be negative, got {focal_exponent}")
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction must be one of 'none', 'mean', 'sum', got {reduction!r}")

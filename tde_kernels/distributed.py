@@ -1,0 +1,13 @@
+"""The one collective the head needs: sum and count of the features over all ranks, in one message."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def reduce_sum(total: Tensor, group: torch.distributed.ProcessGroup | None = None) -> Tensor:
+    """``total`` summed over the ranks of ``group`` (default: all), in place; itself where there is one process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total, group=group)
+    return total

@@ -1,0 +1,378 @@
+"""The functional API: stateless, checked, on the backend that fits.
+
+Symbols: features ``x [..., D]`` of any strides, class weights ``w [C, D]``, ``K = num_heads`` groups of ``d = D/K``
+channels, head direction ``direction [D]``, of unit norm in each head or zero. Gradients flow to ``x``, ``w`` and
+``class_scale``. Under autocast the products run in the autocast dtype and logits are returned in it; losses are
+float32. ``backend`` names one of reference, cpu, cuda, triton, and raises where that cannot serve; None chooses.
+
+Arguments that recur:
+    num_heads: K, which divides D.
+    tau: the temperature; logits carry ``tau / K``.
+    gamma: added to the weight norms by the deconfound normalizer.
+    normalizer: linear, cosine, capsule, deconfound, tau_norm or lws.
+    exponent: p of tau_norm.
+    class_scale: ``[C]``, the learnt divisor of lws.
+
+Errors: ``ValueError`` and ``TypeError`` name the argument, what came and what was wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tde_kernels import checks, distributed, ops, reference
+from tde_kernels.backends import select
+from tde_kernels.normalizers import Classifier
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that operands are multiplied in and logits returned in: autocast's where it is on, as for a Linear."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _wants_grad(*tensors: Tensor | float | None) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+
+
+def _alpha_tensor(alpha: float | Tensor, x: Tensor) -> Tensor:
+    """alpha as the kernels take it, 0-d float32 on the device; filled there, not copied: no synchronisation."""
+    if isinstance(alpha, Tensor):
+        return alpha.detach().to(x.device, torch.float32)
+    return torch.full((), alpha, dtype=torch.float32, device=x.device)
+
+
+def _logits(
+    x: Tensor,
+    w: Tensor,
+    classifier: Classifier,
+    *,
+    direction: Tensor | None = None,
+    alpha: float | Tensor = 0.0,
+    mask: Tensor | None = None,
+    take_sum: bool = False,
+    asked: str | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Eq. 7, or Eq. 8 with a direction, and the feature sum if it is to be taken: every logit of this module."""
+    dtype = _product_dtype(x)
+    backend = select("logits", x.device.type, dtype, asked)
+    if _wants_grad(direction, alpha) and asked is None:
+        backend = "reference"  # the kernels hold direction and alpha constant
+    if backend == "reference":
+        logits = reference.logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
+        return logits, reference.feature_sum(x, mask) if take_sum else None
+    rows = x.reshape(-1, x.shape[-1])
+    logits, feature_sum = ops.logits(
+        rows,
+        w,
+        classifier,
+        direction=direction,
+        alpha=None if direction is None else _alpha_tensor(alpha, x),
+        mask=None if mask is None else mask.reshape(-1).contiguous(),
+        take_sum=take_sum,
+        dtype=dtype,
+        backend=backend,
+    )
+    return logits.unflatten(0, x.shape[:-1]) if x.dim() != 2 else logits, feature_sum if take_sum else None
+
+
+def grouped_logits(
+    x: Tensor,
+    w: Tensor,
+    *,
+    num_heads: int,
+    tau: float,
+    gamma: float = 0.0,
+    normalizer: str = "deconfound",
+    exponent: float = 1.0,
+    class_scale: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Eq. 7 and its family, Eq. 10: ``z_bi = tau/K sum_k r(||x_b^k||) s_i(||w_i^k||) <x_b^k, w_i^k>``.
+
+    Returns:
+        Logits ``[..., C]`` in the dtype of ``x``.
+    """
+    classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
+    return _logits(x, w, classifier, asked=backend)[0]
+
+
+def tde_logits(
+    x: Tensor,
+    w: Tensor,
+    direction: Tensor,
+    *,
+    alpha: float | Tensor,
+    num_heads: int,
+    tau: float,
+    gamma: float = 0.0,
+    normalizer: str = "deconfound",
+    exponent: float = 1.0,
+    class_scale: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Eq. 8: the logits less ``alpha tau/K sum_k r s <x_b^k, d_hat^k> <w_i^k, d_hat^k>``.
+
+    Args:
+        alpha: strength of the subtraction, a number or a 0-d tensor.
+
+    Returns:
+        Logits ``[..., C]`` in the dtype of ``x``. ``direction`` and ``alpha`` are constants to the fused kernels;
+        where one of them requires a gradient, the reference serves.
+    """
+    classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
+    checks.counterfactual(x, direction, alpha)
+    return _logits(x, w, classifier, direction=direction, alpha=alpha, asked=backend)[0]
+
+
+def _fold_ema_(
+    ema: Tensor,
+    num_updates: Tensor | None,
+    total: Tensor,
+    momentum: float,
+    group: torch.distributed.ProcessGroup | None,
+    asked: str | None,
+) -> None:
+    """Folds the feature sum, reduced over the ranks, into ``ema``."""
+    total = distributed.reduce_sum(total, group)
+    backend = select("fold_ema_", ema.device.type, ema.dtype, asked)
+    if backend == "reference":
+        reference.fold_ema_(ema, num_updates, total, momentum)
+    else:
+        ops.fold_ema_(ema, num_updates, total, momentum=momentum, backend=backend)
+
+
+def grouped_logits_with_ema_(
+    x: Tensor,
+    w: Tensor,
+    ema: Tensor,
+    num_updates: Tensor | None = None,
+    *,
+    momentum: float,
+    mask: Tensor | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
+    num_heads: int,
+    tau: float,
+    gamma: float = 0.0,
+    normalizer: str = "deconfound",
+    exponent: float = 1.0,
+    class_scale: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """:func:`grouped_logits`, and :func:`update_head_ema_` in the same pass over the features: a training step.
+
+    Args:
+        num_updates: int64 0-d, one more wherever ``ema`` changed.
+
+    Returns:
+        Logits ``[..., C]`` in the dtype of ``x``.
+    """
+    classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
+    checks.ema(ema, x, momentum, mask)
+    logits, total = _logits(x, w, classifier, mask=mask, take_sum=True, asked=backend)
+    assert total is not None
+    _fold_ema_(ema, num_updates, total, momentum, group, backend)
+    return logits
+
+
+@torch.no_grad()
+def feature_sum(x: Tensor, mask: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """What the EMA takes in of a batch: the sum of the rows where ``mask [...]`` holds, then their number.
+
+    Returns:
+        ``[D + 1]`` float32; such sums may be added over batches and ranks.
+    """
+    checks.features(x, x.shape[-1] if x.dim() else 0)
+    checks.row_mask(mask, x)
+    chosen = select("feature_sum", x.device.type, x.dtype, backend)
+    if chosen == "reference":
+        return reference.feature_sum(x, mask)
+    flat_mask = None if mask is None else mask.reshape(-1).contiguous()
+    return ops.feature_sum(x.reshape(-1, x.shape[-1]), flat_mask, backend=chosen)
+
+
+@torch.no_grad()
+def update_head_ema_(
+    ema: Tensor,
+    x: Tensor,
+    *,
+    momentum: float,
+    mask: Tensor | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Assumption 1: ``ema <- momentum * ema + mean_b(x_b)`` in place, over the rows where ``mask`` holds.
+
+    Under ``torch.distributed`` sum and count are reduced over ``group`` (default: all ranks), so that every rank holds
+    the same. No row at all changes nothing.
+
+    Args:
+        ema: ``[D]`` float32, changed in place.
+        x: features ``[..., D]``, taken detached.
+        mask: bool ``[...]``; a row that it leaves out is not read.
+
+    Returns:
+        ``ema``.
+    """
+    checks.ema(ema, x, momentum, mask)
+    total = feature_sum(x, mask, backend=backend)
+    _fold_ema_(ema, None, total, momentum, group, backend)
+    return ema
+
+
+def background_exempt(
+    x: Tensor,
+    w: Tensor,
+    direction: Tensor,
+    *,
+    alpha: float | Tensor,
+    background_index: int,
+    num_heads: int,
+    tau: float,
+    gamma: float = 0.0,
+    normalizer: str = "deconfound",
+    exponent: float = 1.0,
+    class_scale: Tensor | None = None,
+    log: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Eq. 9: the background keeps its probability of Eq. 7, the foreground shares the rest as Eq. 8 says.
+
+    The fused kernels have no gradient here: where one is wanted, the reference serves.
+
+    Args:
+        background_index: the class that is the background; negative counts from the end.
+        log: logarithms of the probabilities, so that a softmax leaves them as they are.
+
+    Returns:
+        ``[..., C]`` in the dtype of ``x``; rows sum to 1 (with ``log``, their exponentials do).
+    """
+    classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
+    checks.counterfactual(x, direction, alpha)
+    background = checks.class_index(background_index, w.shape[0], "background_index")
+    dtype = _product_dtype(x)
+    chosen = select("background_exempt", x.device.type, dtype, backend)
+    if _wants_grad(x, w, direction, alpha, class_scale):
+        if backend not in (None, "reference"):
+            raise ValueError(f"backend={backend!r} has no gradient for background_exempt; use 'reference' or no_grad()")
+        chosen = "reference"
+    if chosen == "reference":
+        return reference.exempt(x.to(dtype), w.to(dtype), classifier, direction, alpha, background, log)
+    result = ops.background_exempt(
+        x.reshape(-1, x.shape[-1]),
+        w,
+        classifier,
+        direction=direction,
+        alpha=_alpha_tensor(alpha, x),
+        background=background,
+        log=log,
+        dtype=dtype,
+        backend=chosen,
+    )
+    return result.unflatten(0, x.shape[:-1]) if x.dim() != 2 else result
+
+
+def grouped_cross_entropy(
+    x: Tensor,
+    w: Tensor,
+    target: Tensor,
+    *,
+    num_heads: int,
+    tau: float,
+    gamma: float = 0.0,
+    normalizer: str = "deconfound",
+    exponent: float = 1.0,
+    class_scale: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    logit_bias: Tensor | None = None,
+    margin: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    target_b: Tensor | None = None,
+    lam: float | Tensor = 1.0,
+    focal_exponent: float = 0.0,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Softmax cross entropy of Eq. 7 or any member of Eq. 10; options as in :func:`reference.cross_entropy`.
+
+    The logits are fused, the loss over them is plain torch and stores them.
+
+    Returns:
+        Loss in float32 (float64 for float64 features): 0-d, or ``[...]`` with ``reduction="none"``.
+    """
+    classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
+    return reference.cross_entropy(
+        _logits(x, w, classifier, asked=backend)[0],
+        target,
+        class_weight=class_weight,
+        logit_bias=logit_bias,
+        margin=margin,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        target_b=target_b,
+        lam=lam,
+        focal_exponent=focal_exponent,
+        reduction=reduction,
+    )
+
+
+@torch.no_grad()
+def alpha_sweep(
+    x: Tensor,
+    w: Tensor,
+    direction: Tensor,
+    alphas: Tensor | Sequence[float],
+    *,
+    num_heads: int,
+    tau: float,
+    gamma: float = 0.0,
+    normalizer: str = "deconfound",
+    exponent: float = 1.0,
+    class_scale: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The predicted class of Eq. 8 for every alpha, from one product, which is taken in float32.
+
+    Returns:
+        int64 ``[A, ...]``; ties go to the lowest class.
+    """
+    classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
+    steps = checks.alphas(alphas, x.device)
+    checks.counterfactual(x, direction, 0.0)
+    chosen = select("effects", x.device.type, x.dtype, backend)
+    if chosen == "reference":
+        return reference.winners(*reference.effects(x, w, direction, classifier), steps)
+    found = reference.winners(*ops.effects(x.reshape(-1, x.shape[-1]), w, direction, classifier, backend=chosen), steps)
+    return found.unflatten(1, x.shape[:-1]) if x.dim() != 2 else found
+
+
+@torch.no_grad()
+def topk(
+    x: Tensor,
+    w: Tensor,
+    k: int,
+    *,
+    direction: Tensor | None = None,
+    alpha: float | Tensor = 0.0,
+    num_heads: int,
+    tau: float,
+    gamma: float = 0.0,
+    normalizer: str = "deconfound",
+    exponent: float = 1.0,
+    class_scale: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest logits of Eq. 8 (of Eq. 7 without a direction) and their classes, both ``[..., k]``.
+
+    In descending order; ties go to the lowest class. The logits are fused and stored.
+    """
+    classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
+    checks.at_most(k, w.shape[0], "k")
+    if direction is not None:
+        checks.counterfactual(x, direction, alpha)
+    return reference.lowest_topk(_logits(x, w, classifier, direction=direction, alpha=alpha, asked=backend)[0], k)

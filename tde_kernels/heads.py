@@ -1,0 +1,345 @@
+"""The head as a module: de-confounded training (Eq. 7), the head direction's EMA, TDE inference (Eq. 8, Eq. 9)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tde_kernels import checks, distributed, metrics, published, reference
+from tde_kernels import functional as F
+from tde_kernels.backends import check_name
+from tde_kernels.normalizers import resolve
+
+
+def _inside_backward() -> bool:
+    """Whether autograd is running: a forward then is activation checkpointing computing a batch a second time."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class FusedTDEHead(nn.Module):
+    """A normalised multi-head classifier that removes the head direction's effect at inference.
+
+    In ``train()``, ``head(x)`` returns the logits of Eq. 7 and the moving average of the features takes ``x`` in, in
+    the same pass. In ``eval()`` it returns those of Eq. 8, or with ``background_index`` the logarithm of Eq. 9, which
+    a softmax leaves as it is.
+
+    Args:
+        in_features: D, channels of a feature; a multiple of ``num_heads``.
+        num_classes: C, with the background where there is one.
+        num_heads: K, groups of channels that are normalised apart.
+        tau: temperature; logits carry ``tau / K``.
+        gamma: added to the weight norms by the deconfound normalizer.
+        alpha: strength of the subtraction at inference; in ``state_dict``, free to change (``head.alpha = 1.5``).
+        momentum: of the moving average, ``ema <- momentum * ema + mean(x)``. A plain attribute: a schedule may set it.
+        normalizer: linear, cosine, capsule, deconfound, tau_norm or lws. The paper's linear baseline is
+            ``normalizer="linear", num_heads=1, tau=1.0``; lws learns ``class_scale [C]`` besides.
+        background_index: the class that is background, negative counted from the end; None where there is none.
+        exponent: p of tau_norm.
+        backend: reference, cpu, cuda or triton; None chooses. See :func:`tde_kernels.info`.
+        device, dtype: of the weights. The moving average is float32 whatever the module is cast to.
+
+    Shapes:
+        features ``[..., in_features]`` to logits ``[..., num_classes]``.
+
+    Attributes:
+        weight: ``[C, D]`` parameter.
+        class_scale: ``[C]`` parameter of lws, else None.
+        ema: ``[D]`` float32 buffer, un-normalised.
+        num_updates: int64 buffer, batches that the average has taken in.
+    """
+
+    weight: nn.Parameter
+    class_scale: nn.Parameter | None
+    ema: Tensor
+    num_updates: Tensor
+    tde_alpha: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        num_heads: int = 2,
+        tau: float = 16.0,
+        gamma: float = 1 / 32,
+        alpha: float = 3.0,
+        momentum: float = 0.9,
+        normalizer: str = "deconfound",
+        background_index: int | None = None,
+        exponent: float = 1.0,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        checks.positive_int(in_features, "in_features")
+        checks.positive_int(num_classes, "num_classes")
+        checks.heads(in_features, num_heads, "features (in_features)")
+        checks.finite(tau, "tau")
+        checks.finite(alpha, "alpha")
+        checks.momentum(momentum)
+        family = resolve(normalizer, gamma=gamma, exponent=exponent)
+        if background_index is not None:
+            background_index = checks.class_index(background_index, num_classes, "background_index")
+        if backend is not None:
+            check_name(backend)
+        self.in_features = in_features
+        self.num_classes = num_classes
+        self.num_heads = num_heads
+        self.tau = tau
+        self.gamma = gamma
+        self.momentum = momentum
+        self.normalizer = normalizer
+        self.background_index = background_index
+        self.exponent = exponent
+        self.backend = backend
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
+        scale = torch.empty(num_classes, device=device, dtype=dtype) if family.learns_class_scale else None
+        self.register_parameter("class_scale", None if scale is None else nn.Parameter(scale))
+        self.register_buffer("ema", torch.zeros(in_features, device=device, dtype=torch.float32))
+        self.register_buffer("num_updates", torch.zeros((), device=device, dtype=torch.int64))
+        self.register_buffer("tde_alpha", torch.full((), float(alpha), device=device, dtype=torch.float32))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights from ``U(-1/sqrt(D), 1/sqrt(D))``, class scales 1, and no moving average."""
+        bound = self.in_features**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.class_scale is not None:
+            nn.init.ones_(self.class_scale)
+        self.ema.zero_()
+        self.num_updates.zero_()
+
+    def extra_repr(self) -> str:
+        background = "" if self.background_index is None else f", background_index={self.background_index}"
+        return (
+            f"{self.in_features}, {self.num_classes}, num_heads={self.num_heads}, tau={self.tau:g}, "
+            f"gamma={self.gamma:g}, normalizer={self.normalizer!r}{background}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedTDEHead:
+        """Moves the module; a cast to 16 bits leaves the moving average and alpha in float32."""
+        exact = {name: getattr(self, name) for name in ("ema", "tde_alpha")}
+        super()._apply(fn, recurse)
+        for name, before in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32:
+                setattr(self, name, before.to(moved.device))
+        return self
+
+    @property
+    def alpha(self) -> Tensor:
+        """The strength of the subtraction at inference, 0-d float32."""
+        return self.tde_alpha
+
+    @alpha.setter
+    def alpha(self, value: float | Tensor) -> None:
+        checks.alpha(value)
+        with torch.no_grad():
+            self.tde_alpha.copy_(torch.as_tensor(value))
+
+    @property
+    def head_direction(self) -> Tensor:
+        """``[D]`` float32, of unit norm in each head; zero before the first update."""
+        return reference.head_direction(self.ema, num_heads=self.num_heads)
+
+    @property
+    def _family(self) -> dict[str, Any]:
+        return {
+            "num_heads": self.num_heads,
+            "tau": self.tau,
+            "gamma": self.gamma,
+            "normalizer": self.normalizer,
+            "exponent": self.exponent,
+            "class_scale": self.class_scale,
+            "backend": self.backend,
+        }
+
+    def forward(self, x: Tensor, *, alpha: float | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Logits ``[..., C]`` of features ``x [..., D]``: Eq. 7 in training, Eq. 8 (or log of Eq. 9) in evaluation.
+
+        Args:
+            alpha: for this call, in place of ``head.alpha``; read in evaluation alone.
+            mask: bool ``[...]``, the rows that the moving average takes in; read in training alone.
+        """
+        if self.training:
+            return self._total_logits(x, mask)
+        strength = self.tde_alpha if alpha is None else alpha
+        if self.background_index is None:
+            return F.tde_logits(x, self.weight, self.head_direction, alpha=strength, **self._family)
+        return self._exempt(x, strength)
+
+    def _total_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Eq. 7; in training, a batch seen for the first time goes into the moving average."""
+        if not self.training or _inside_backward():
+            return F.grouped_logits(x, self.weight, **self._family)
+        return F.grouped_logits_with_ema_(
+            x, self.weight, self.ema, self.num_updates, momentum=self.momentum, mask=mask, **self._family
+        )
+
+    def _exempt(self, x: Tensor, alpha: float | Tensor) -> Tensor:
+        """The logarithm of Eq. 9."""
+        assert self.background_index is not None
+        return F.background_exempt(
+            x,
+            self.weight,
+            self.head_direction,
+            alpha=alpha,
+            background_index=self.background_index,
+            log=True,
+            **self._family,
+        )
+
+    def loss(self, x: Tensor, target: Tensor, *, mask: Tensor | None = None, **options: Any) -> Tensor:
+        """Cross entropy of Eq. 7; in training the moving average takes ``x`` in as ``head(x)`` does.
+
+        Args:
+            target: int64 ``[...]``.
+            mask: bool ``[...]``, the rows that the moving average takes in.
+            options: of :func:`tde_kernels.reference.cross_entropy`: class_weight, logit_bias, margin,
+                label_smoothing, ignore_index, target_b, lam, focal_exponent, reduction.
+
+        Returns:
+            Loss in float32.
+        """
+        return reference.cross_entropy(self._total_logits(x, mask), target, **options)
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, topk: int = 5, *, alpha: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The ``topk`` largest scores of evaluation and their classes, both ``[..., topk]``, in descending order."""
+        strength = self.tde_alpha if alpha is None else alpha
+        if self.background_index is None:
+            return F.topk(x, self.weight, topk, direction=self.head_direction, alpha=strength, **self._family)
+        checks.at_most(topk, self.num_classes, "topk")
+        return reference.lowest_topk(self._exempt(x, strength), topk)
+
+    @torch.no_grad()
+    def fit_direction(self, batches: Tensor | Iterable[Tensor]) -> FusedTDEHead:
+        """Sets the moving average to the mean of the features ``[..., D]`` of all ``batches``: no retraining.
+
+        Batches are read once, one at a time. Under ``torch.distributed`` every rank brings its own.
+
+        Raises:
+            ValueError: there was no feature at all.
+        """
+        total = torch.zeros(self.in_features + 1, dtype=torch.float64, device=self.ema.device)
+        for features in [batches] if isinstance(batches, Tensor) else batches:
+            checks.features(features, self.in_features, "batches")
+            total += F.feature_sum(features.to(self.ema.device))
+        distributed.reduce_sum(total)
+        if total[-1] == 0:
+            raise ValueError("batches must hold at least one feature, got none")
+        self.ema.copy_(total[:-1] / total[-1])
+        self.num_updates.fill_(1)
+        return self
+
+    @torch.no_grad()
+    def alpha_sweep(self, x: Tensor, alphas: Tensor | Sequence[float]) -> Tensor:
+        """The predicted class int64 ``[A, ...]`` of evaluation, for every alpha, of features ``x [..., D]``."""
+        if self.background_index is None:
+            return F.alpha_sweep(x, self.weight, self.head_direction, alphas, **self._family)
+        steps = checks.alphas(alphas, x.device)
+        return torch.stack([self._exempt(x, alpha).argmax(-1) for alpha in steps])
+
+    @torch.no_grad()
+    def choose_alpha(
+        self,
+        x: Tensor,
+        y: Tensor,
+        alphas: Tensor | Sequence[float],
+        metric: str | Callable[[Tensor, Tensor], float] = "mean_per_class",
+    ) -> float:
+        """Sets ``head.alpha`` to the one of ``alphas`` that does best on validation features ``x [N, D]``.
+
+        Never call it on test data. Ties go to the smallest alpha.
+
+        Args:
+            y: int64 ``[N]``.
+            metric: "accuracy", "mean_per_class", or a function of predictions and labels, larger being better.
+
+        Returns:
+            The alpha chosen.
+        """
+        score = metrics.resolve(metric, self.num_classes)
+        candidates = sorted(checks.alphas(alphas, torch.device("cpu")).tolist())
+        if not candidates or x.shape[0] == 0:
+            raise ValueError(f"alphas and x must not be empty, got {len(candidates)} alphas and {x.shape[0]} features")
+        checks.labels(y, self.num_classes, -100, x.shape[:-1], "y")
+        scores = [float(score(predicted, y)) for predicted in self.alpha_sweep(x, candidates)]
+        chosen: float = candidates[max(range(len(scores)), key=scores.__getitem__)]
+        self.alpha = chosen
+        return chosen
+
+    @classmethod
+    def from_weight(cls, weight: Tensor, **kwargs: Any) -> FusedTDEHead:
+        """A head with a copy of ``weight [C, D]``; ``kwargs`` are the constructor's."""
+        checks.floating(weight, "weight")
+        if weight.dim() != 2:
+            raise ValueError(f"weight must have shape [C, D], got {tuple(weight.shape)}")
+        kwargs = {"device": weight.device, "dtype": weight.dtype, **kwargs}
+        head = cls(weight.shape[1], weight.shape[0], **kwargs)
+        with torch.no_grad():
+            head.weight.copy_(weight)
+        return head
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **kwargs: Any) -> FusedTDEHead:
+        """A head with a copy of a linear layer's weight. A bias is dropped, with a warning if it is not zero."""
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        if linear.bias is not None and bool(linear.bias.detach().any()):
+            warnings.warn("the linear layer's bias is dropped: a normalised head has none", stacklevel=2)
+        return cls.from_weight(linear.weight.detach(), **kwargs)
+
+    @classmethod
+    def load_published(cls, state: Mapping[str, Any], **kwargs: Any) -> FusedTDEHead:
+        """A head from a checkpoint of the paper's published code: classifier weight and moving average.
+
+        Args:
+            state: what ``torch.load`` returns: the weight ``[C, D]`` under a key that ends in ``weight``, with any
+                prefix or nesting, the average ``[D]`` under ``embed``.
+            kwargs: the constructor's; num_heads, tau, gamma and alpha are not in such a checkpoint.
+
+        Raises:
+            ValueError: weight or average are missing, ambiguous, or do not fit each other.
+        """
+        weight, ema = published.read(state)
+        head = cls.from_weight(weight, **kwargs)
+        with torch.no_grad():
+            head.ema.copy_(ema)
+            head.num_updates.fill_(1)
+        return head
+
+
+def replace_head(model: nn.Module, *, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
+    """Swaps the last ``nn.Linear`` of a network, in the order of registration, for a :class:`FusedTDEHead`, in place.
+
+    The layer's weight is taken over where the number of classes stays; its bias is dropped, as the head has none.
+
+    Args:
+        model: a network of torchvision, timm or one's own.
+        num_classes: of the new head; default: the layer's own.
+        kwargs: the head's.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: the model has no linear layer inside.
+    """
+    layers = [name for name, module in model.named_modules() if name and isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError(f"model must hold an nn.Linear to replace, got a {type(model).__name__} without one")
+    layer = model.get_submodule(layers[-1])
+    assert isinstance(layer, nn.Linear)
+    if num_classes is None or num_classes == layer.out_features:
+        head = FusedTDEHead.from_weight(layer.weight.detach(), **kwargs)
+    else:
+        kwargs = {"device": layer.weight.device, "dtype": layer.weight.dtype, **kwargs}
+        head = FusedTDEHead(layer.in_features, num_classes, **kwargs)
+    model.set_submodule(layers[-1], head.train(layer.training))
+    return model

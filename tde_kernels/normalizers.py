@@ -1,0 +1,75 @@
+"""The Eq. 10 family: every classifier of the paper is one choice of two norm factors.
+
+    z_bi = tau/K * sum_k r(||x_b^k||) * s_i(||w_i^k||) * <x_b^k, w_i^k>
+
+Both r and s have the form ``f(n) = (n + offset)^-power``; LWS divides by a learnt scale per class besides.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAMES = ("linear", "cosine", "capsule", "deconfound", "tau_norm", "lws")
+
+
+class NormFactor(NamedTuple):
+    """``f(n) = (n + offset)^-power`` of a norm n; 0 where ``n + offset`` is 0: a zero group contributes 0."""
+
+    offset: float = 0.0
+    power: float = 0.0
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """The two factors of a classifier: ``feature`` is r, ``weight`` is s."""
+
+    feature: NormFactor
+    weight: NormFactor
+    learns_class_scale: bool = False
+
+
+class Classifier(NamedTuple):
+    """All that Eq. 10 needs beside features and weights, checked: what the layers below the public API pass on."""
+
+    normalizer: Normalizer
+    num_heads: int
+    tau: float
+    class_scale: Tensor | None
+
+    @property
+    def scale(self) -> float:
+        """The constant ``tau / K``."""
+        return self.tau / self.num_heads
+
+
+def resolve(name: str, *, gamma: float = 0.0, exponent: float = 1.0) -> Normalizer:
+    """The normalizer called ``name``. ``gamma`` is read by deconfound alone, ``exponent`` by tau_norm alone.
+
+    Raises:
+        ValueError: unknown name; gamma or exponent negative or not finite.
+    """
+    for argument, value in (("gamma", gamma), ("exponent", exponent)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{argument} must be finite and not negative, got {value}")
+    unit, none = NormFactor(power=1.0), NormFactor()
+    match name:
+        case "linear":
+            return Normalizer(none, none)
+        case "cosine":
+            return Normalizer(unit, unit)
+        case "capsule":
+            return Normalizer(NormFactor(offset=1.0, power=1.0), unit)
+        case "deconfound":
+            return Normalizer(unit, NormFactor(offset=gamma, power=1.0))
+        case "tau_norm":
+            return Normalizer(none, NormFactor(power=exponent))
+        case "lws":
+            return Normalizer(none, none, learns_class_scale=True)
+    nearest = difflib.get_close_matches(str(name), NAMES, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise ValueError(f"normalizer must be one of {', '.join(NAMES)}, got {name!r}{hint}")
