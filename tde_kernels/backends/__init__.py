@@ -17,7 +17,7 @@ import torch
 from tde_kernels.backends import cpu, cuda, triton
 
 NAMES = ("reference", "cpu", "cuda", "triton")
-OPS = ("logits", "feature_sum", "fold_ema_", "background_exempt", "alpha_sweep")
+OPS = ("logits", "effects", "feature_sum", "fold_ema_", "background_exempt")
 _MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 _PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
