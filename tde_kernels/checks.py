@@ -132,7 +132,10 @@ def counterfactual(x: Tensor, direction: Tensor, alpha_: float | Tensor) -> None
 
 def alphas(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
     """One-dimensional, finite alphas as a tensor on ``device``, in float64 so that none is rounded."""
-    result = torch.as_tensor(values, dtype=torch.float64)
+    try:
+        result = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"alphas must be a sequence of numbers, got {values!r}") from error
     if result.dim() != 1:
         raise ValueError(f"alphas must be a sequence of numbers, got shape {_shape(result)}")
     if result.device.type == "cpu" and not bool(result.isfinite().all()):
@@ -167,12 +170,22 @@ def ema(ema_: Tensor, x: Tensor, momentum_: float, mask: Tensor | None) -> None:
     tensor(ema_, "ema")
     if ema_.dim() != 1 or ema_.shape[0] == 0:
         raise ValueError(f"ema must have shape [D], got {_shape(ema_)}")
+    if not ema_.is_contiguous():
+        raise ValueError(f"ema must be contiguous, got strides {ema_.stride()}")
     if ema_.dtype != torch.float32:
         raise TypeError(f"ema must be float32, got {_name(ema_.dtype)}")
     features(x, ema_.shape[0])
     same_device(ema_, x, "ema", "x")
     momentum(momentum_)
     row_mask(mask, x)
+
+
+def counter(value: Tensor | None, x: Tensor, name: str) -> None:
+    if value is not None:
+        shaped(value, (), name)
+        if value.dtype != torch.int64:
+            raise TypeError(f"{name} must be int64, got {_name(value.dtype)}")
+        same_device(value, x, name, "x")
 
 
 def labels(value: Tensor, num_classes: int, ignore_index: int, shape: Sequence[int], name: str) -> None:
@@ -197,6 +210,7 @@ def cross_entropy(
     label_smoothing: float,
     ignore_index: int,
     target_b: Tensor | None,
+    lam: float | Tensor,
     focal_exponent: float,
     reduction: str,
 ) -> None:
@@ -210,6 +224,10 @@ def cross_entropy(
     finite(label_smoothing, "label_smoothing")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    if not isinstance(lam, Tensor):
+        finite(lam, "lam")
+        if not 0 <= lam <= 1:
+            raise ValueError(f"lam must be in [0, 1], got {lam}")
     finite(focal_exponent, "focal_exponent")
     if focal_exponent < 0:
         raise ValueError(f"focal_exponent must not be negative, got {focal_exponent}")

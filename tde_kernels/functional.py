@@ -35,6 +35,11 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def _as_rows_of(x: Tensor, rows: Tensor) -> Tensor:
+    """``rows [B, C]`` with the leading shape of ``x [..., D]``."""
+    return rows if x.dim() == 2 else rows.reshape(*x.shape[:-1], rows.shape[-1])
+
+
 def _wants_grad(*tensors: Tensor | float | None) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
 
@@ -60,8 +65,12 @@ def _logits(
     """Eq. 7, or Eq. 8 with a direction, and the feature sum if it is to be taken: every logit of this module."""
     dtype = _product_dtype(x)
     backend = select("logits", x.device.type, dtype, asked)
-    if _wants_grad(direction, alpha) and asked is None:
-        backend = "reference"  # the kernels hold direction and alpha constant
+    if _wants_grad(direction, alpha):  # the kernels hold them constant
+        if asked not in (None, "reference"):
+            raise ValueError(
+                f"backend={asked!r} has no gradient for direction and alpha; use 'reference' or detach them"
+            )
+        backend = "reference"
     if backend == "reference":
         logits = reference.logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
         return logits, reference.feature_sum(x, mask) if take_sum else None
@@ -77,7 +86,7 @@ def _logits(
         dtype=dtype,
         backend=backend,
     )
-    return logits.unflatten(0, x.shape[:-1]) if x.dim() != 2 else logits, feature_sum if take_sum else None
+    return _as_rows_of(x, logits), feature_sum if take_sum else None
 
 
 def grouped_logits(
@@ -173,6 +182,7 @@ def grouped_logits_with_ema_(
     """
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.ema(ema, x, momentum, mask)
+    checks.counter(num_updates, x, "num_updates")
     logits, total = _logits(x, w, classifier, mask=mask, take_sum=True, asked=backend)
     assert total is not None
     _fold_ema_(ema, num_updates, total, momentum, group, backend)
@@ -186,6 +196,7 @@ def feature_sum(x: Tensor, mask: Tensor | None = None, *, backend: str | None = 
     Returns:
         ``[D + 1]`` float32; such sums may be added over batches and ranks.
     """
+    checks.floating(x, "x")
     checks.features(x, x.shape[-1] if x.dim() else 0)
     checks.row_mask(mask, x)
     chosen = select("feature_sum", x.device.type, x.dtype, backend)
@@ -273,7 +284,7 @@ def background_exempt(
         dtype=dtype,
         backend=chosen,
     )
-    return result.unflatten(0, x.shape[:-1]) if x.dim() != 2 else result
+    return _as_rows_of(x, result)
 
 
 def grouped_cross_entropy(
@@ -347,8 +358,9 @@ def alpha_sweep(
     chosen = select("effects", x.device.type, x.dtype, backend)
     if chosen == "reference":
         return reference.winners(*reference.effects(x, w, direction, classifier), steps)
-    found = reference.winners(*ops.effects(x.reshape(-1, x.shape[-1]), w, direction, classifier, backend=chosen), steps)
-    return found.unflatten(1, x.shape[:-1]) if x.dim() != 2 else found
+    rows = x.reshape(-1, x.shape[-1])
+    found = reference.winners(*ops.effects(rows, w, direction, classifier, backend=chosen), steps)
+    return found.reshape(len(steps), *x.shape[:-1])
 
 
 @torch.no_grad()

@@ -54,6 +54,8 @@ def resolve(name: str, *, gamma: float = 0.0, exponent: float = 1.0) -> Normaliz
         ValueError: unknown name; gamma or exponent negative or not finite.
     """
     for argument, value in (("gamma", gamma), ("exponent", exponent)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{argument} must be a number, got {type(value).__name__}")
         if not 0 <= value < float("inf"):
             raise ValueError(f"{argument} must be finite and not negative, got {value}")
     unit, none = NormFactor(power=1.0), NormFactor()

@@ -282,6 +282,7 @@ def cross_entropy(
         label_smoothing,
         ignore_index,
         target_b,
+        lam,
         focal_exponent,
         reduction,
     )

@@ -25,6 +25,11 @@ def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     return core.missing
 
 
+def _floats(like: Tensor, *shape: int) -> Tensor:
+    """A fresh float32 tensor on the device of ``like``, whatever torch's default dtype and device."""
+    return like.new_empty(shape, dtype=torch.float32)
+
+
 @dataclass(frozen=True)
 class Rows:
     """One operand of a product, ``a [R, D]``, and how its rows are scaled: ``csrc/include/tde/rows.h``."""
@@ -78,8 +83,8 @@ class Rows:
         projections: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The scaled rows ``[R, D]`` in ``dtype`` and the norms ``[R, K]``; fills the others."""
-        out = torch.empty(self.a.shape, dtype=dtype)
-        norms = torch.empty((self.a.shape[0], self.num_heads), dtype=torch.float32)
+        out = self.a.new_empty(self.a.shape, dtype=dtype)
+        norms = _floats(self.a, self.a.shape[0], self.num_heads)
         core.compiled().normalize_rows(
             core.matrix(self.a),
             self._transform(),
@@ -123,11 +128,11 @@ def logits(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``tde::logits``. The counterfactual costs nothing more: it is subtracted from the features on their way."""
-    nothing = torch.empty(0)
-    sums = torch.empty(x.shape[1] + 1) if take_sum else None
+    nothing = _floats(x, 0)
+    sums = _floats(x, x.shape[1] + 1) if take_sum else None
     features = Rows.of(x, num_heads, feature_factor, direction=direction, alpha=alpha)
     weights = Rows.of(w, num_heads, weight_factor, scale=scale, divisor=class_scale)
-    x_hat = w_hat = torch.empty(0, dtype=dtype)
+    x_hat = w_hat = x.new_empty(0, dtype=dtype)
     x_norms = w_norms = nothing
     if not features.untouched(dtype):
         x_hat, x_norms = features.normalize(dtype, mask=mask, sums=sums)
@@ -160,7 +165,7 @@ def logits_backward(
     wants_class_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``tde::logits_backward``: a product for each operand, then the projection in place on its result."""
-    dx = dw = dscale = torch.empty(0)
+    dx = dw = dscale = _floats(x, 0)
     if wants_x:
         features = Rows.of(x, num_heads, feature_factor, direction=direction, alpha=alpha)
         dx = torch.mm(grad, w_hat if w_hat.dim() == 2 else w)
@@ -170,7 +175,7 @@ def logits_backward(
         weights = Rows.of(w, num_heads, weight_factor, scale=scale, divisor=class_scale)
         dw = torch.mm(grad.t(), x_hat if x_hat.dim() == 2 else x)
         if not weights.untouched(grad.dtype):
-            dscale = torch.empty(w.shape[0]) if wants_class_scale else dscale
+            dscale = _floats(w, w.shape[0]) if wants_class_scale else dscale
             dw = weights.backward(dw, w_norms, dscale if wants_class_scale else None)
     return dx, dw, dscale
 
@@ -181,7 +186,7 @@ def _sum_rows(x: Tensor, mask: Tensor | None, out: Tensor) -> None:
 
 def feature_sum(x: Tensor, mask: Tensor | None) -> Tensor:
     """See ``tde::feature_sum``."""
-    out = torch.empty(x.shape[1] + 1)
+    out = _floats(x, x.shape[1] + 1)
     _sum_rows(core.dense_rows(x), mask, out)
     return out
 
@@ -206,7 +211,7 @@ def effects(
     """See ``tde::effects``: the projections come with the pass that normalises."""
     features = Rows.of(x, num_heads, feature_factor, direction=direction)
     weights = Rows.of(w, num_heads, weight_factor, scale=scale, divisor=class_scale, direction=direction)
-    along_x, along_w = torch.empty(x.shape[0], num_heads), torch.empty(w.shape[0], num_heads)
+    along_x, along_w = _floats(x, x.shape[0], num_heads), _floats(w, w.shape[0], num_heads)
     x_hat, _ = features.normalize(torch.float32, projections=along_x)
     w_hat, _ = weights.normalize(torch.float32, projections=along_w)
     return torch.mm(x_hat, w_hat.t()), along_x, along_w

@@ -33,8 +33,8 @@ def _stream(tensor: Tensor) -> int:
 def feature_sum(x: Tensor, mask: Tensor | None) -> Tensor:
     """See ``tde::feature_sum``."""
     x = core.dense_rows(x)
-    out = torch.empty(x.shape[1] + 1, device=x.device)
-    workspace = torch.empty(core.compiled().cuda_feature_sum_workspace(*x.shape), device=x.device)
+    out = x.new_empty(x.shape[1] + 1, dtype=torch.float32)
+    workspace = x.new_empty(core.compiled().cuda_feature_sum_workspace(*x.shape), dtype=torch.float32)
     with torch.cuda.device(x.device):
         core.compiled().cuda_feature_sum(
             core.matrix(x), core.address(mask), out.data_ptr(), workspace.data_ptr(), _stream(x)

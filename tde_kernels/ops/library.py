@@ -26,7 +26,11 @@ def define(schema: str, *, fake: Callable[..., Any]) -> None:
     name = schema[: schema.index("(")]
 
     def run(*args: Any, backend: str, **kwargs: Any) -> Any:
-        return getattr(implementation(backend), name)(*args, **kwargs)
+        op, device = getattr(implementation(backend), name), args[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return op(*args, **kwargs)
+        with torch.autocast(device, enabled=False):  # dtypes were settled above; products inside keep theirs
+            return op(*args, **kwargs)
 
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")

@@ -76,6 +76,18 @@ define(
 )
 
 
+class _Once(torch.autograd.Function):
+    """A gradient as it is; its own gradient, which the kernels do not have, is an error and not a silent zero."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Tensor:
+        raise RuntimeError("fused logits have no second derivative; ask for backend='reference'")
+
+
 class _Logits(torch.autograd.Function):
     """Gradients for features, weights and class scale; direction and alpha are constants."""
 
@@ -141,6 +153,8 @@ class _Logits(torch.autograd.Function):
             wants_class_scale=wants_class_scale,
             backend=backend,
         )
+        if torch.is_grad_enabled():  # create_graph=True
+            dx, dw = _Once.apply(dx, grad, x, w), _Once.apply(dw, grad, x, w)
         return (
             dx if wants_x else None,
             dw if wants_w else None,
