@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import tde_kernels
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+import tde_kernels
 from tde_trainer import results
 from tde_trainer.config import load_config, recipe_names, recipe_text
 from tde_trainer.errors import UserError
-from tde_trainer.restore import evaluate_runs, parse_alpha, sweep_run
 from tde_trainer.report import write_report
+from tde_trainer.restore import evaluate_runs, parse_alpha, sweep_run
 from tde_trainer.run import train_run
 from tde_trainer.table import accuracy_table, alpha_table, lift_lines
 
@@ -28,9 +28,6 @@ class _Commands(TyperGroup):
         except UserError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted; the same command with resume=true goes on", err=True)
-            raise typer.Exit(130) from None
 
 
 app = typer.Typer(
@@ -66,7 +63,11 @@ def train(
     """
     console = Console()
     config = load_config(recipe, overrides or [])
-    report = train_run(config, ["tde", "train", recipe, *(overrides or [])], console)
+    try:
+        report = train_run(config, ["tde", "train", recipe, *(overrides or [])], console)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command with resume=true goes on", err=True)
+        raise typer.Exit(130) from None
     _show(console, results.summarize(results.by_method(results.finished_cells(report.parent))))
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
@@ -112,7 +113,7 @@ def sweep(
 def report(
     runs: RunPaths,
     out: Annotated[
-        Path | None, typer.Option(help="Report to write; default: RUN/report.html, or ./report/report.html for several.")
+        Path | None, typer.Option(help="Default: RUN/report.html; for several runs, ./report/report.html.")
     ] = None,
 ) -> None:
     """Write the report of a run anew, or one that sets several runs side by side.

@@ -65,8 +65,7 @@ def load(directory: Path, network: Network, optimizer: Optimizer | None = None) 
             int(progress["seed"].item()), int(progress["epochs_done"].item()), float(progress["seconds"].item())
         )
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"checkpoint {path} does not fit this run: {reason}") from error
+        raise UserError(f"checkpoint {path} does not fit this run: {_one_line(error)}") from error
 
 
 def _read(path: Path) -> Any:
@@ -75,4 +74,9 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"checkpoint {path} is corrupt: {str(error).splitlines()[0]}") from error
+        raise UserError(f"checkpoint {path} is corrupt: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    # Torch follows its first sentence with pages of advice; an EOFError has no text at all.
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tde_trainer.data import DATASETS
 from tde_trainer.errors import UserError, unknown
@@ -55,8 +55,8 @@ class HeadConfig:
     gamma: float = _bounded(1 / 32, 0)
     momentum: float = _bounded(0.9, 0, 1)
     alpha: float | None = field(default=None, metadata={"low": 0, "high": 1e6})  # None: chosen on validation data
-    alpha_max: float = _bounded(4.0, 0, 1e6)  # the sweep covers 0 .. alpha_max
-    alpha_steps: int = _bounded(41, 2)
+    alpha_max: float = _bounded(3.0, 0, 1e6)  # the sweep covers 0 .. alpha_max
+    alpha_steps: int = _bounded(31, 2)
 
 
 @dataclass
@@ -132,8 +132,11 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
 def config_from(values: Any) -> Config:
     """A checked `Config` from a mapping, such as a recipe or the config that a run wrote down."""
     given = OmegaConf.create(values)
-    known = set(flatten(asdict(Config()))) | {f.name for f in fields(Config)}
-    for key in flatten(OmegaConf.to_container(given)):
+    sections = {f.name for f in fields(Config) if is_dataclass(getattr(Config(), f.name))}
+    known = set(flatten(asdict(Config())))
+    for key, value in flatten(OmegaConf.to_container(given)).items():
+        if key in sections:
+            raise UserError(f"{key}={value}: {key} is a section; set one of its keys, such as {_example(key, known)}")
         if key not in known:
             raise unknown("key", key, known)
     try:
@@ -201,6 +204,10 @@ def _numbers(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield from _numbers(value, f"{prefix}{f.name}.")
         elif f.metadata:
             yield f"{prefix}{f.name}", value, f.metadata
+
+
+def _example(section: str, known: set[str]) -> str:
+    return min(key for key in known if key.startswith(f"{section}."))
 
 
 def _first_line(error: Exception) -> str:

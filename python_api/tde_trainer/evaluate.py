@@ -81,10 +81,13 @@ def feature_norms(data: Features, num_classes: int) -> list[float]:
 
 def weight_norms(head: FusedTDEHead) -> list[float]:
     """Norm of each class weight (Figure 6 of the paper)."""
-    return head.weight.detach().float().norm(dim=-1).tolist()
+    norms: list[float] = head.weight.detach().float().norm(dim=-1).tolist()
+    return norms
 
 
-def evaluate(network: Network, val: Features, test: Features, class_counts: Tensor, config: HeadConfig) -> dict[str, Any]:
+def evaluate(
+    network: Network, val: Features, test: Features, class_counts: Tensor, config: HeadConfig
+) -> dict[str, Any]:
     """Everything a cell reports about its trained network."""
     head, alphas = network.head.eval(), alpha_grid(config)
     result: dict[str, Any] = {

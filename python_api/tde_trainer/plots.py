@@ -15,67 +15,74 @@ from numpy.typing import NDArray
 from tde_trainer.metrics import GROUPS
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; markers differ as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GROUP_COLOURS = dict(zip(GROUPS, (*COLOURS[:3], "#000000"), strict=True))
 
 CAPTIONS = {
-    "alpha": "Test accuracy against alpha; the dashed line is the alpha chosen, on average over the seeds "
+    "alpha": "Test accuracy against alpha; the dashed line is the alpha in use, on average over the seeds "
     "(Figure 4 of the paper).",
     "per_class": "Test accuracy per class without and with TDE; classes from head to tail.",
     "feature_norm": "Mean norm of the test images' feature vectors per class, relative to the mean over classes "
     "(Figure 1b of the paper).",
-    "weight_norm": "Norm of the classifier weight per class, relative to the mean over classes (Figure 6 of the paper).",
+    "weight_norm": "Norm of the class weight per class, relative to the mean over classes (Figure 6 of the paper).",
 }
 
 Groups = dict[str, list[dict[str, Any]]]
 
 
 def draw_all(groups: Groups) -> dict[str, bytes]:
-    """Every figure that the results allow, by its name in `CAPTIONS`; values are the mean over seeds, bands the spread."""
-    with_tde = {name: [cell for cell in cells if cell["alpha"]] for name, cells in groups.items()}
-    with_tde = {name: cells for name, cells in with_tde.items() if cells}
+    """Every figure that the results allow, by its name in `CAPTIONS`.
+
+    Lines and bars are means over seeds, bands and whiskers the sample standard deviation.
+    """
+    with_tde = {name: cells for name, cells in groups.items() if all(cell["alpha"] for cell in cells)}
     images = {}
     if with_tde:
-        images["alpha"] = _panels(with_tde, _draw_alpha, "alpha", "test accuracy in %")
-        images["per_class"] = _panels(with_tde, _draw_per_class, "", "test accuracy in %")
+        images["alpha"] = _panels(with_tde, _draw_alpha)
+        images["per_class"] = _panels(with_tde, _draw_per_class)
     for norm in ("feature_norm", "weight_norm"):
         images[norm] = _png(_draw_norms(groups, norm))
     return images
 
 
-def _panels(groups: Groups, draw: Callable[[Axes, list[dict[str, Any]]], None], x: str, y: str) -> bytes:
-    figure = Figure(figsize=(5.2 * len(groups), 4), layout="constrained")
-    for index, (axes, (name, cells)) in enumerate(
-        zip(np.atleast_1d(figure.subplots(1, len(groups), sharey=True)), groups.items(), strict=True)
-    ):
+def _panels(groups: Groups, draw: Callable[[Axes, list[dict[str, Any]]], None]) -> bytes:
+    figure = Figure(figsize=(5.2 * len(groups), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, (name, cells) in zip(panels, groups.items(), strict=True):
         draw(axes, cells)
-        axes.set(title=name, xlabel=x or axes.get_xlabel(), ylabel="" if index else y)
+        axes.set(title=name, ylim=(0, 104))
         _tidy(axes)
+    panels[0].set_ylabel("test accuracy in %")
+    # One legend for all panels, above them, where it hides nothing.
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     return _png(figure)
 
 
 def _draw_alpha(axes: Axes, cells: list[dict[str, Any]]) -> None:
     alphas = cells[0]["sweep"]["alphas"]
-    for group, colour in zip(GROUPS, COLOURS, strict=False):
+    for group, colour in GROUP_COLOURS.items():
         curves = _stack([cell["sweep"]["test"][group] for cell in cells if cell["sweep"]["alphas"] == alphas])
         if not np.isnan(curves).all():
             _line(axes, alphas, 100 * curves, group, colour, "")
-    axes.axvline(float(np.mean([cell["alpha"]["value"] for cell in cells])), color="#777", linestyle="--", linewidth=1)
-    axes.legend(frameon=False)
+    chosen = float(np.mean([cell["alpha"]["value"] for cell in cells]))
+    axes.axvline(chosen, color="#777", linestyle="--", linewidth=1.2, label="alpha in use")
+    axes.set_xlabel("alpha")
 
 
 def _draw_per_class(axes: Axes, cells: list[dict[str, Any]]) -> None:
     positions = np.arange(len(cells[0]["class_names"]))
-    for shift, (mode, label), colour in zip(
-        (-0.2, 0.2), (("without_tde", "without TDE"), ("with_tde", "with TDE")), COLOURS, strict=False
+    for shift, mode, label, colour in (
+        (-0.2, "without_tde", "without TDE", COLOURS[5]),
+        (0.2, "with_tde", "with TDE", COLOURS[0]),
     ):
         values = 100 * _stack([cell["accuracy"][mode]["per_class"] for cell in cells])
-        axes.bar(
-            positions + shift, values.mean(0), 0.4, yerr=_std(values), color=colour, label=label,
-            error_kw={"elinewidth": 1, "ecolor": "#444"},
-        )
+        mean, spread = values.mean(0), _std(values)
+        whiskers = np.stack([np.minimum(spread, mean), np.minimum(spread, 100 - mean)])  # accuracy stays in 0 .. 100
+        axes.bar(positions + shift, mean, 0.38, color=colour, label=label)
+        axes.errorbar(positions + shift, mean, whiskers, fmt="none", ecolor="#444", elinewidth=1)
     _class_axis(axes, cells[0])
-    axes.legend(frameon=False, ncols=2, loc="lower left")
 
 
 def _draw_norms(groups: Groups, norm: str) -> Figure:
@@ -93,7 +100,9 @@ def _draw_norms(groups: Groups, norm: str) -> Figure:
     return figure
 
 
-def _line(axes: Axes, x: Sequence[float] | NDArray[Any], curves: NDArray[Any], label: str, colour: str, marker: str) -> None:
+def _line(
+    axes: Axes, x: Sequence[float] | NDArray[Any], curves: NDArray[Any], label: str, colour: str, marker: str
+) -> None:
     mean, spread = curves.mean(0), _std(curves)
     axes.plot(x, mean, color=colour, label=label, marker=marker or None, markersize=5, linewidth=1.8)
     axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from tde_trainer import plots, results, table
-from tde_trainer.files import dumps, read_json, write_atomic
+from tde_trainer.files import write_atomic
 from tde_trainer.metrics import GROUPS
 
 
@@ -28,18 +28,17 @@ def collect(runs: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
 
 
 def write_report(runs: Sequence[Path], path: Path) -> dict[str, Any]:
-    """Write ``path``, its plots into ``plots/`` beside it, and the summary as results.json beside it.
+    """Write ``path``, and its plots into ``plots/`` beside it.
 
     Returns:
         The summary, see `results.summarize`.
     """
     groups = collect(runs)
     summary = results.summarize(groups)
-    made = [_made(run) for run in runs]
+    made = [how_made(run) for run in runs]
     images = plots.draw_all(groups)
     for name, png in images.items():
         write_atomic(path.parent / "plots" / f"{name}.png", png)
-    write_atomic(path.parent / results.FILE, dumps({**summary, "runs": made}, indent=1) + "\n")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tde_trainer"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -55,13 +54,12 @@ def write_report(runs: Sequence[Path], path: Path) -> dict[str, Any]:
     return summary
 
 
-def _made(run: Path) -> dict[str, Any]:
+def how_made(run: Path) -> dict[str, Any]:
     """How a run was made; the parts that its cells share."""
     cells = [result.values for result in results.finished_cells(run)]
-    settings = run / results.SETTINGS
     return {
         "run": str(run),
-        "command": read_json(settings)["command"] if settings.exists() else None,
+        "command": results.settings(run)["command"] if (run / results.SETTINGS).exists() else None,
         "config": cells[0]["config"],
         "versions": cells[0]["versions"],
         "device": cells[0]["device"],

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from torch import Tensor
 
 from tde_trainer import checkpoint, results
 from tde_trainer.config import Config, HeadConfig, config_from
 from tde_trainer.data import DATASETS
+from tde_trainer.device import make_accelerator
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import Features, accuracy, alpha_grid, extract, sweep
 from tde_trainer.files import dumps, write_atomic
@@ -97,9 +97,9 @@ def _mean_curve(curves: list[dict[str, dict[str, list[float]]]], split: str) -> 
 
 def _restored(path: Path, *splits: str) -> Iterator[tuple[Result, Network, dict[str, Features], Tensor]]:
     """Each finished cell with its network, the features of the splits, and the class counts."""
-    accelerator = Accelerator()
     for result in results.finished_cells(path):
         config: Config = config_from(result.values["config"])
+        accelerator = make_accelerator(config.precision)
         data = DATASETS[config.data.name](config.data, result.values["seed"])
         network = build_network(config, result.method, data.num_classes)
         checkpoint.load(result.directory, network)

@@ -40,14 +40,23 @@ def finished_cells(path: Path) -> list[Result]:
     if not path.is_dir():
         raise UserError(f"no run at {path}")
     if (path / SETTINGS).exists():
-        config = read_json(path / SETTINGS)["config"]
+        config = settings(path)["config"]
         folders = [path / method / f"seed{seed}" for method in config["methods"] for seed in config["seeds"]]
     else:
         folders = [path]
-    found = [Result(folder, read_json(folder / FILE)) for folder in folders if (folder / FILE).exists()]
+    found = [_read(folder) for folder in folders if (folder / FILE).exists()]
     if not found:
         raise UserError(f"{path} holds no finished training; `tde train` makes one")
     return found
+
+
+def settings(run: Path) -> dict[str, Any]:
+    """The config and the command that a run was started with.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    return _keys(run / SETTINGS, ("config", "command"))
 
 
 def by_method(results: Iterable[Result]) -> dict[str, list[dict[str, Any]]]:
@@ -95,3 +104,14 @@ def summarize(groups: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def _lift(pair: dict[str, dict[str, Any]], group: str) -> float | None:
     plain, direct = pair["without_tde"][group], pair["with_tde"][group]
     return None if plain is None or direct is None else direct - plain
+
+
+def _read(folder: Path) -> Result:
+    return Result(folder, _keys(folder / FILE, ("method", "seed", "config", "accuracy")))
+
+
+def _keys(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict) or not all(key in values for key in wanted):
+        raise UserError(f"{path} was not written by a run: it lacks one of {', '.join(wanted)}")
+    return values

@@ -11,19 +11,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import tde_kernels
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
 from rich.console import Console
 
+import tde_kernels
 from tde_trainer import results
 from tde_trainer.config import Config, changed_keys
 from tde_trainer.data import DATASETS
+from tde_trainer.device import make_accelerator
 from tde_trainer.errors import UserError
-from tde_trainer.files import dumps, read_json, write_atomic
+from tde_trainer.files import dumps, write_atomic
 from tde_trainer.network import build_network
 from tde_trainer.progress import Reporter
-from tde_trainer.report import write_report
+from tde_trainer.report import how_made, write_report
 from tde_trainer.train import Cell, train_cell
 
 RECORDED = ("torch", "torchvision", "accelerate", "torchmetrics", "numpy", "scikit-learn")
@@ -56,10 +56,7 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
     """
     run = Path(config.out)
     cells = [Cell(run, method, seed) for method in config.methods for seed in config.seeds]
-    accelerator = Accelerator(
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
-    )
+    accelerator = make_accelerator(config.precision)
     # Whatever can be wrong with the recipe shows here, before anything is written.
     data = DATASETS[config.data.name](config.data, config.seeds[0])
     for method in config.methods:
@@ -80,7 +77,8 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
             _train(cell, config, accelerator, reporter)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_report([run], run / "report.html")
+        summary = write_report([run], run / "report.html")
+        write_atomic(run / results.FILE, dumps({**summary, **how_made(run)}, indent=1) + "\n")
     return run / "report.html"
 
 
@@ -113,7 +111,7 @@ def _open(run: Path, config: Config, command: Sequence[str]) -> None:
     elif in_use and not config.resume:
         raise UserError(f"{run} is not empty: resume=true goes on with it, overwrite=true starts anew")
     elif in_use:
-        changed = changed_keys(read_json(run / results.SETTINGS)["config"], asdict(config))
+        changed = changed_keys(results.settings(run)["config"], asdict(config))
         if changed:
             raise UserError(f"cannot resume {run} with another config; changed: {', '.join(changed)}")
         return

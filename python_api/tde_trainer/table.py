@@ -10,9 +10,9 @@ from tde_trainer.metrics import GROUPS
 
 
 def percent(entry: dict[str, Any], signed: bool = False) -> str:
-    """Mean and spread of accuracies in percent, ``"71.3 ± 2.0"``; a dash where there is none."""
+    """Mean and spread of accuracies in percent, ``"71.3 ± 2.0"``; ``"n/a"`` where there is none."""
     if entry["mean"] is None:
-        return "–"
+        return "n/a"
     mean = f"{100 * entry['mean']:{'+' if signed else ''}.1f}"
     return mean if entry["std"] is None else f"{mean} ± {100 * entry['std']:.1f}"
 

@@ -21,6 +21,7 @@ from tde_trainer import checkpoint
 from tde_trainer.checkpoint import Progress
 from tde_trainer.config import Config, TrainConfig
 from tde_trainer.data import DATASETS
+from tde_trainer.device import describe
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import evaluate, extract
 from tde_trainer.files import dumps, write_atomic
@@ -90,9 +91,7 @@ def train_cell(
     data = DATASETS[config.data.name](config.data, cell.seed)
     network = build_network(config, cell.method, data.num_classes)
     settings = config.train
-    optimizer = SGD(
-        network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    optimizer = SGD(network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     progress, rows = Progress(cell.seed), []
     if (cell.directory / checkpoint.FILE).exists():
         progress = checkpoint.load(cell.directory, network, optimizer)
@@ -121,7 +120,7 @@ def train_cell(
         **results,
         "epochs": progress.epochs_done,
         "wall_time_s": time.perf_counter() - began,
-        "device": str(accelerator.device),
+        "device": describe(accelerator),
     }
 
 
@@ -159,4 +158,4 @@ def _train_epoch(
 def _rows(path: Path, epochs_done: int) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that the checkpoint vouches for."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines][:epochs_done]
+    return [json.loads(line) for line in lines[:epochs_done]]

@@ -11,6 +11,6 @@ from tde_trainer.data.digits_lt import digits_lt
 if TYPE_CHECKING:
     from tde_trainer.config import DataConfig
 
-DATASETS: dict[str, Callable[["DataConfig", int], LongTailedData]] = {"digits_lt": digits_lt}
+DATASETS: dict[str, Callable[[DataConfig, int], LongTailedData]] = {"digits_lt": digits_lt}
 
 __all__ = ["DATASETS", "ImageDataset", "LongTailedData"]

@@ -12,6 +12,6 @@ from tde_trainer.models.small_conv import small_conv
 if TYPE_CHECKING:
     from tde_trainer.config import ModelConfig
 
-MODELS: dict[str, Callable[["ModelConfig"], nn.Module]] = {"small_conv": small_conv}
+MODELS: dict[str, Callable[[ModelConfig], nn.Module]] = {"small_conv": small_conv}
 
 __all__ = ["MODELS"]

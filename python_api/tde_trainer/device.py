@@ -1,0 +1,24 @@
+"""Where a run computes: accelerate finds the device and the ranks."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """An accelerator for a config's ``precision``; shuffling follows seed and epoch alone (see `train.seed_epoch`)."""
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+    )
+
+
+def describe(accelerator: Accelerator) -> str:
+    """The device in words, such as ``"cpu, 2 threads"``, and the number of ranks if there are several."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    ranks = f", {accelerator.num_processes} ranks" if accelerator.num_processes > 1 else ""
+    return f"{name}{threads}{ranks}"
