@@ -1,0 +1,31 @@
+"""The shapes that every figure of this project is measured at."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Shape(NamedTuple):
+    """A classifier at work: batch, channels of a feature, classes."""
+
+    batch: int
+    dim: int
+    classes: int
+
+    def product_flops(self) -> int:
+        """Of one product of features and weights; a training step takes three."""
+        return 2 * self.batch * self.dim * self.classes
+
+
+SHAPES = {
+    "cifar10": Shape(512, 64, 10),
+    "cifar100": Shape(512, 64, 100),
+    "imagenet_lt": Shape(512, 2048, 1000),
+    "inat18": Shape(512, 2048, 8142),
+    "lvis": Shape(8192, 1024, 1231),
+    "imagenet21k": Shape(1024, 2048, 21841),
+    "million": Shape(4096, 512, 1_000_000),
+}
+
+# What a small CPU gets through in minutes
+CPU_SHAPES = ("cifar100", "imagenet_lt", "lvis")
