@@ -119,7 +119,7 @@ def alpha(value: float | Tensor) -> None:
         return
     if value.dim() != 0:
         raise ValueError(f"alpha must be a number or a 0-d tensor, got shape {_shape(value)}")
-    if value.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(value):
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(value.detach()):
         raise ValueError(f"alpha must be finite, got {value.item()}")
 
 

@@ -1,0 +1,54 @@
+"""What every test of the kernels stands on: poisoned memory, the backends there are, and GPU tests that say why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tde_kernels import backends
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+# (backend, device) of every fused implementation at hand: a new backend joins the tests by serving "logits"
+FUSED = [
+    (name, device)
+    for device in DEVICES
+    for name in backends.NAMES
+    if name != "reference" and backends.refusal(name, "logits", device, torch.float32) is None
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def poison(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fresh buffers hold NaN, so that an element which a kernel forgets to write shows in the result."""
+    if request.path.parent != Path(__file__).parent:  # the trainer's tests choose their own determinism
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=FUSED, ids=lambda pair: "-".join(pair))
+def fused(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Name and device of a fused backend."""
+    pair: tuple[str, str] = request.param
+    return pair
