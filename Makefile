@@ -1,0 +1,49 @@
+# On a fresh machine: `make demo` runs the main job, `make test` passes the tests. Both make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/cuda/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench gpu-check clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/installed ## Make .venv and install the package in it, editable, kernels compiled
+
+$(VENV)/installed: $(SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing tde_kernels into $(VENV); the first time fetches torch (some minutes)."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@$(BIN)/python -m tde_kernels
+	@touch $@
+
+demo: install ## Train digits_lt: linear, cosine and de-confounded heads, with and without TDE; writes runs/digits_lt
+	$(BIN)/tde train digits_lt overwrite=true
+
+test: install ## Run all tests
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest bench --benchmark-disable --shapes cifar100 -q
+
+lint: install ## Check formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+	$(BIN)/mypy
+
+format: install ## Put formatting right
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+
+bench: install ## Measure the head on this CPU and keep the figures in bench/results
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=bench/results/cpu-$$(date +%F).json
+
+gpu-check: ## With a GPU: build and run the GPU tests with the python at hand (offline; override with PYTHON=...)
+	$(PYTHON) -m pip install --no-build-isolation --no-deps -e .
+	$(PYTHON) -m tde_kernels
+	$(PYTHON) -m pytest tests -m gpu
+
+clean: ## Remove what was built, not what was trained
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache tde_kernels/_C*.so
