@@ -69,6 +69,7 @@ class TrainConfig:
     momentum: float = _bounded(0.9, 0, 1)
     weight_decay: float = _bounded(5e-4, 0)
     warmup_epochs: int = _bounded(5, 0)
+    threads: int = _bounded(0, 0)  # CPU threads; 0: as many as torch takes
 
 
 @dataclass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
@@ -22,3 +25,14 @@ def describe(accelerator: Accelerator) -> str:
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     ranks = f", {accelerator.num_processes} ranks" if accelerator.num_processes > 1 else ""
     return f"{name}{threads}{ranks}"
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Compute with ``count`` CPU threads inside the block; 0 leaves the number alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -15,8 +15,9 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write ``content`` so that a reader, or a crash, never sees half a file."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Same directory, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Same directory, because a rename is atomic only within one file system. One name, because a killed process leaves
+    # this file behind and the next one should take it over; only the main process writes.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

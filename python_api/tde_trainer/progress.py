@@ -27,13 +27,13 @@ class Reporter:
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} images/s  left"),
+            TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=epochs, loss=float("nan"), rate=0.0)
+        self._task = self._bar.add_task("", total=epochs, speed="")
 
     def __enter__(self) -> Reporter:
         self._bar.start()
@@ -53,7 +53,8 @@ class Reporter:
     def epoch_done(self, row: dict[str, Any]) -> None:
         """One epoch finished; ``row`` is its line of metrics.jsonl."""
         self._done += 1
-        self._bar.update(self._task, completed=self._done, loss=row["loss"], rate=row["images_per_second"])
+        speed = f"loss {row['loss']:.3f}  {row['images_per_second']:,.0f} images/s  left"
+        self._bar.update(self._task, completed=self._done, speed=speed)
         # A log file gets a sign of life from long trainings and nothing from short ones.
         if not self.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()

@@ -18,7 +18,7 @@ import tde_kernels
 from tde_trainer import results
 from tde_trainer.config import Config, changed_keys
 from tde_trainer.data import DATASETS
-from tde_trainer.device import make_accelerator
+from tde_trainer.device import cpu_threads, make_accelerator
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.network import build_network
@@ -68,7 +68,7 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
     console.quiet = console.quiet or not accelerator.is_main_process
     counts = data.class_counts.tolist()
     console.print(f"{config.data.name}: {sum(counts)} training images, per class {counts}", highlight=False)
-    with Reporter(console, len(cells) * config.train.epochs) as reporter:
+    with cpu_threads(config.train.threads), Reporter(console, len(cells) * config.train.epochs) as reporter:
         for cell in cells:
             if (cell.directory / results.FILE).exists():
                 reporter.start_cell(cell.name, config.train.epochs)
