@@ -202,25 +202,28 @@ def labels(value: Tensor, num_classes: int, ignore_index: int, shape: Sequence[i
 
 
 def cross_entropy(
-    logits_: Tensor,
+    rows: Tensor,
+    num_classes: int,
     target: Tensor,
-    class_weight: Tensor | None,
-    logit_bias: Tensor | None,
-    margin: Tensor | None,
-    label_smoothing: float,
-    ignore_index: int,
-    target_b: Tensor | None,
-    lam: float | Tensor,
-    focal_exponent: float,
-    reduction: str,
+    *,
+    class_weight: Tensor | None = None,
+    logit_bias: Tensor | None = None,
+    margin: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    target_b: Tensor | None = None,
+    lam: float | Tensor = 1.0,
+    focal_exponent: float = 0.0,
+    reduction: str = "mean",
 ) -> None:
-    num_classes, shape = logits_.shape[-1], logits_.shape[:-1]
+    """The loss of ``rows [..., any]``, features or logits."""
+    shape = rows.shape[:-1]
     for name, value in (("target", target), ("target_b", target_b)):
         if value is not None:
             labels(value, num_classes, ignore_index, shape, name)
-            same_device(value, logits_, name, "x")
+            same_device(value, rows, name, "x")
     for name, vector in (("class_weight", class_weight), ("logit_bias", logit_bias), ("margin", margin)):
-        class_vector(vector, logits_, num_classes, name)
+        class_vector(vector, rows, num_classes, name)
     finite(label_smoothing, "label_smoothing")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")

@@ -206,6 +206,8 @@ class FusedTDEHead(nn.Module):
         Returns:
             Loss in float32.
         """
+        checks.features(x, self.in_features)
+        checks.cross_entropy(x, self.num_classes, target, **options)  # before the average takes the batch in
         return reference.cross_entropy(self._total_logits(x, mask), target, **options)
 
     @torch.no_grad()

@@ -275,16 +275,17 @@ def cross_entropy(
     """
     checks.cross_entropy(
         logits,
+        logits.shape[-1],
         target,
-        class_weight,
-        logit_bias,
-        margin,
-        label_smoothing,
-        ignore_index,
-        target_b,
-        lam,
-        focal_exponent,
-        reduction,
+        class_weight=class_weight,
+        logit_bias=logit_bias,
+        margin=margin,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        target_b=target_b,
+        lam=lam,
+        focal_exponent=focal_exponent,
+        reduction=reduction,
     )
     z = logits.to(_compute_dtype(logits)).reshape(-1, logits.shape[-1])
     if logit_bias is not None:
