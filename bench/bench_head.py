@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from bench.rivals import ALPHA, GAMMA, HEADS, RIVALS, TAU, WORKS, Problem, Run
+from bench.rivals import ALPHA, GAMMA, HEADS, LIMITS, RIVALS, TAU, WORKS, Problem, Run
 from bench.shapes import SHAPES
 from bench.timing import ratio
 from tde_kernels import reference
@@ -53,7 +53,7 @@ def check(shape_name: str, rival: str, work: str) -> None:
 def test_head(benchmark: Any, shape_name: str, work: str, rival: str) -> None:
     benchmark.group = f"{work} {shape_name}"
     run, limit = works(shape_name, rival)[work], works(shape_name, "bare")[work]
-    if rival != "bare":
+    if rival not in LIMITS:
         check(shape_name, rival, work)
     run()
     limit()

@@ -17,6 +17,7 @@ from torch.nn import functional as nnf
 
 from bench.shapes import Shape
 from tde_kernels import FusedTDEHead, reference
+from tde_kernels.backends.product import product
 
 HEADS, TAU, GAMMA, ALPHA, MOMENTUM = 2, 16.0, 1 / 32, 3.0, 0.9
 WORKS = ("forward", "step", "loss_step", "inference")
@@ -66,7 +67,7 @@ def _works(problem: Problem, train: Callable[[], Tensor], infer: Callable[[], Te
 
 
 def bare(problem: Problem) -> dict[str, Run]:
-    """The matrix products alone, without anything around them: the limit."""
+    """The matrix products alone, by ``torch.mm``, without anything around them: the limit."""
     x, w, grad = problem.x.detach(), problem.w.detach(), problem.grad
 
     def forward() -> Tensor:
@@ -76,6 +77,22 @@ def bare(problem: Problem) -> dict[str, Run]:
         logits = torch.mm(x, w.t())
         torch.mm(grad, w)
         torch.mm(grad.t(), x)
+        return logits
+
+    return {"forward": forward, "step": step, "loss_step": step, "inference": forward}
+
+
+def bare_by_library(problem: Problem) -> dict[str, Run]:
+    """The same products by the library that the CPU backend takes on this machine: what its own passes add to."""
+    x, w, grad = problem.x.detach(), problem.w.detach(), problem.grad
+
+    def forward() -> Tensor:
+        return product(x, w)
+
+    def step() -> Tensor:
+        logits = product(x, w)
+        product(grad, w.t())
+        product(grad.t(), x.t())
         return logits
 
     return {"forward": forward, "step": step, "loss_step": step, "inference": forward}
@@ -167,8 +184,10 @@ def compiled_reference(problem: Problem) -> dict[str, Run]:
 
 RIVALS: dict[str, Callable[[Problem], dict[str, Run]]] = {
     "bare": bare,
+    "bare_by_library": bare_by_library,
     "tde_kernels": fused,
     "eager": eager,
     "compiled_eager": compiled_eager,
     "compiled_reference": compiled_reference,
 }
+LIMITS = ("bare", "bare_by_library")  # products of the raw operands: nothing to hold against the reference

@@ -90,7 +90,8 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("threading", &tde::BuildInfo::threading)
       .def_readonly("instruction_set", &tde::BuildInfo::instruction_set)
       .def_readonly("cuda", &tde::BuildInfo::cuda)
-      .def_readonly("has_cuda", &tde::BuildInfo::has_cuda);
+      .def_readonly("has_cuda", &tde::BuildInfo::has_cuda)
+      .def_readonly("intel_cpu", &tde::BuildInfo::intel_cpu);
   m.def("build_info", &tde::build_info);
 
   m.def("normalize_rows", &normalize_rows, no_gil, "a"_a, "transform"_a, "out"_a, "norms"_a = 0, "projections"_a = 0,

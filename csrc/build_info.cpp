@@ -11,7 +11,8 @@ BuildInfo build_info() {
 #else
   constexpr bool has_cuda = false;
 #endif
-  return {TDE_VERSION, TDE_COMPILER, TDE_OPENMP_STATUS, cpu_instruction_set(), TDE_CUDA_STATUS, has_cuda};
+  return {TDE_VERSION,     TDE_COMPILER, TDE_OPENMP_STATUS, cpu_instruction_set(),
+          TDE_CUDA_STATUS, has_cuda,     runs_on_intel()};
 }
 
 }  // namespace tde

@@ -11,6 +11,7 @@ import torch
 from tde_kernels import backends
 from tde_kernels._version import __version__
 from tde_kernels.backends import core
+from tde_kernels.backends.product import LIBRARY
 
 # Public functions that are, as yet, plain torch around fused logits
 _COMPOSED = {
@@ -67,6 +68,7 @@ def _build() -> dict[str, str]:
     return {
         "core": f"{built.version}, {built.compiler}",
         "cpu": f"{built.instruction_set} kernels, {built.threading}, {torch.get_num_threads()} threads",
+        "products": f"{LIBRARY} (float32 on the CPU)",
         "cuda": built.cuda,
         "devices": ", ".join(devices) or "cpu alone",
     }

@@ -71,6 +71,14 @@ class Check {
 
 const char* cpu_instruction_set() { return choice().name; }
 
+bool runs_on_intel() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 Status normalize_rows(const Matrix& a, const RowTransform& transform, const Matrix& out, const RowByproducts& by,
                       int threads) {
   Check check("normalize_rows");

@@ -1,4 +1,4 @@
-// Which instruction set's kernels this process runs.
+// What CPU this is, and which instruction set's kernels this process runs on it.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -6,5 +6,6 @@
 namespace tde {
 
 const char* cpu_instruction_set();
+bool runs_on_intel();
 
 }  // namespace tde

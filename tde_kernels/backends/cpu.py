@@ -1,4 +1,4 @@
-"""The CPU backend: matrix products by torch's BLAS, everything around them in one pass of the compiled core."""
+"""The CPU backend: matrix products by torch's libraries, everything around them in one pass of the compiled core."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tde_kernels.backends import core
+from tde_kernels.backends.product import product
 from tde_kernels.normalizers import NormFactor
 
 _SERVED = ("logits", "effects", "feature_sum", "fold_ema_", "background_exempt")
@@ -140,7 +141,7 @@ def logits(
         _sum_rows(features.a, mask, sums)
     if not weights.untouched(dtype):
         w_hat, w_norms = weights.normalize(dtype)
-    z = torch.mm(x_hat if x_hat.dim() == 2 else x, (w_hat if w_hat.dim() == 2 else w).t())
+    z = product(x_hat if x_hat.dim() == 2 else x, w_hat if w_hat.dim() == 2 else w)
     return z, x_hat, w_hat, x_norms, w_norms, nothing if sums is None else sums
 
 
@@ -168,12 +169,12 @@ def logits_backward(
     dx = dw = dscale = _floats(x, 0)
     if wants_x:
         features = Rows.of(x, num_heads, feature_factor, direction=direction, alpha=alpha)
-        dx = torch.mm(grad, w_hat if w_hat.dim() == 2 else w)
+        dx = product(grad, (w_hat if w_hat.dim() == 2 else w).t())
         if not features.untouched(grad.dtype):
             dx = features.backward(dx, x_norms)
     if wants_w or wants_class_scale:
         weights = Rows.of(w, num_heads, weight_factor, scale=scale, divisor=class_scale)
-        dw = torch.mm(grad.t(), x_hat if x_hat.dim() == 2 else x)
+        dw = product(grad.t(), (x_hat if x_hat.dim() == 2 else x).t())
         if not weights.untouched(grad.dtype):
             dscale = _floats(w, w.shape[0]) if wants_class_scale else dscale
             dw = weights.backward(dw, w_norms, dscale if wants_class_scale else None)
@@ -214,7 +215,7 @@ def effects(
     along_x, along_w = _floats(x, x.shape[0], num_heads), _floats(w, w.shape[0], num_heads)
     x_hat, _ = features.normalize(torch.float32, projections=along_x)
     w_hat, _ = weights.normalize(torch.float32, projections=along_w)
-    return torch.mm(x_hat, w_hat.t()), along_x, along_w
+    return product(x_hat, w_hat), along_x, along_w
 
 
 def background_exempt(
