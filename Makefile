@@ -37,8 +37,9 @@ format: install ## Put formatting right
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
 
-bench: install ## Measure the head on this CPU and keep the figures in bench/results
+bench: install ## Measure the head on this CPU: bench/results and docs/performance.md
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=bench/results/cpu-$$(date +%F).json
+	$(BIN)/python -m bench.report bench/results/cpu-$$(date +%F).json
 
 gpu-check: ## With a GPU: build and run the GPU tests with the python at hand (offline; override with PYTHON=...)
 	$(PYTHON) -m pip install --no-build-isolation --no-deps -e .

@@ -30,8 +30,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """The versions that matter; not the machine's own name."""
-    machine_info.pop("node", None)
+    """The versions that matter; not the machine's own names, nor every flag of its CPU."""
+    for name in ("node", "release"):
+        machine_info.pop(name, None)
+    machine_info["cpu"].pop("flags", None)
     machine_info["tde_kernels"] = tde_kernels.info().versions | tde_kernels.info().build
     machine_info["threads"] = torch.get_num_threads()
 
