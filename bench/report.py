@@ -62,8 +62,8 @@ def page(results: dict[str, Any], source: str) -> str:
             f"- CPU backend: {built['cpu']}; products by {built['products']}.",
             f"- Shapes (batch, channels, classes): {shapes}.",
             "",
-            "Each figure is the median of the ratios to the bare products by `torch.mm`, the two taking turns in one run;",
-            "in brackets the median time of five calls, the weaker figure on a machine that others use too.",
+            "Each figure is the median of the ratios to the bare products by `torch.mm`, the two taking turns in one",
+            "run; in brackets the median time of five calls, the weaker figure on a machine that others use too.",
             "",
             *_tables(results["benchmarks"]),
         ]

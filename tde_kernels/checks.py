@@ -46,7 +46,9 @@ def same_device(t: Tensor, like: Tensor, name: str, like_name: str) -> None:
 def finite(value: float, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if (
+        not -math.inf < value < math.inf
+    ):  # not isfinite, which torch.compile cannot trace for a number it holds variable
         raise ValueError(f"{name} must be finite, got {value}")
 
 

@@ -110,6 +110,9 @@ Status feature_sum(const Matrix& x, const bool* mask, float* feature_sum, int th
 }
 
 Status fold_ema(float* ema, int64_t* num_updates, const float* feature_sum, int64_t dim, float momentum) {
+  Check check("fold_ema");
+  check.that(dim >= 0 && (ema || dim == 0) && feature_sum, "ema, its size and the sum to fold in are needed");
+  if (!check.status().ok()) return check.status();
   const float count = feature_sum[dim];
   if (count == 0) return {};
   for (int64_t i = 0; i < dim; ++i) ema[i] = momentum * ema[i] + feature_sum[i] / count;
@@ -124,6 +127,7 @@ Status background_exempt(const Matrix& logits, const float* row_projections, con
   check.matrix(logits, "logits").matrix(out, "out").same_shape(logits, out, "logits and out");
   check.that(logits.dtype == DType::f32, "logits must be float32: their difference is not taken after rounding");
   check.that(alpha && heads >= 1, "alpha and at least one head are needed");
+  check.that(class_projections && (row_projections || logits.rows == 0), "projections are missing");
   check.that(background >= 0 && background < logits.cols,
              "background " + std::to_string(background) + " is not one of " + std::to_string(logits.cols) + " classes");
   if (check.status().ok())

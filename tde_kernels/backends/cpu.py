@@ -129,12 +129,12 @@ def logits(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``tde::logits``. The counterfactual costs nothing more: it is subtracted from the features on their way."""
-    nothing = _floats(x, 0)
     sums = _floats(x, x.shape[1] + 1) if take_sum else None
     features = Rows.of(x, num_heads, feature_factor, direction=direction, alpha=alpha)
     weights = Rows.of(w, num_heads, weight_factor, scale=scale, divisor=class_scale)
-    x_hat = w_hat = x.new_empty(0, dtype=dtype)
-    x_norms = w_norms = nothing
+    # outputs of an op must not be one another: an empty one each
+    x_hat, w_hat = x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
+    x_norms, w_norms = _floats(x, 0), _floats(x, 0)
     if not features.untouched(dtype):
         x_hat, x_norms = features.normalize(dtype, mask=mask, sums=sums)
     elif sums is not None:
@@ -142,7 +142,7 @@ def logits(
     if not weights.untouched(dtype):
         w_hat, w_norms = weights.normalize(dtype)
     z = product(x_hat if x_hat.dim() == 2 else x, w_hat if w_hat.dim() == 2 else w)
-    return z, x_hat, w_hat, x_norms, w_norms, nothing if sums is None else sums
+    return z, x_hat, w_hat, x_norms, w_norms, _floats(x, 0) if sums is None else sums
 
 
 def logits_backward(
@@ -166,7 +166,7 @@ def logits_backward(
     wants_class_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``tde::logits_backward``: a product for each operand, then the projection in place on its result."""
-    dx = dw = dscale = _floats(x, 0)
+    dx, dw, dscale = (_floats(x, 0) for _ in range(3))
     if wants_x:
         features = Rows.of(x, num_heads, feature_factor, direction=direction, alpha=alpha)
         dx = product(grad, (w_hat if w_hat.dim() == 2 else w).t())

@@ -55,11 +55,11 @@ def _fake_backward(
     wants_class_scale: bool,
     **__: Any,
 ) -> tuple[Tensor, ...]:
-    nothing = x.new_empty(0, dtype=torch.float32)
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else nothing
-    dw = torch.empty_like(w, memory_format=torch.contiguous_format) if wants_w or wants_class_scale else nothing
-    dscale = x.new_empty(w.shape[0], dtype=torch.float32) if wants_class_scale else nothing
-    return dx, dw, dscale
+    def like(a: Tensor, wanted: bool) -> Tensor:
+        return a.new_empty(a.shape) if wanted else a.new_empty(0, dtype=torch.float32)
+
+    dscale = x.new_empty(w.shape[0] if wants_class_scale else 0, dtype=torch.float32)
+    return like(x, wants_x), like(w, wants_w or wants_class_scale), dscale
 
 
 define(
