@@ -1,0 +1,52 @@
+"""The CUDA kernels as they were compiled, read back from the binary: architectures, registers, no spills."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+core = pytest.importorskip("tde_kernels._C", reason="no compiled core")
+BUILT = core.build_info()
+pytestmark = pytest.mark.skipif(not BUILT.has_cuda, reason=f"no CUDA in the core: {BUILT.cuda}")
+
+
+def cuobjdump(*arguments: str) -> str:
+    """Output of cuobjdump on the core; from PATH, or from Triton, which carries one."""
+    tool = shutil.which("cuobjdump")
+    triton = importlib.util.find_spec("triton")
+    if tool is None and triton is not None and triton.origin is not None:
+        carried = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
+        tool = str(carried) if carried.exists() else None
+    if tool is None:
+        pytest.skip("no cuobjdump on PATH or in Triton")
+    return subprocess.run([tool, *arguments, core.__file__], check=True, capture_output=True, text=True).stdout
+
+
+def architectures() -> list[str]:
+    """What the build was asked for: "80-real", "120", ..."""
+    return BUILT.cuda.split("architectures ")[1].split()
+
+
+def test_machine_code_for_every_architecture_and_ptx_for_the_newest() -> None:
+    machine = set(re.findall(r"sm_(\d+\w?)\b", cuobjdump("--list-elf")))
+    assert machine == {a.removesuffix("-real") for a in architectures() if not a.endswith("-virtual")}
+    ptx = set(re.findall(r"(?:sm|compute)_(\d+\w?)\b", cuobjdump("--list-ptx")))
+    assert ptx == {a.removesuffix("-virtual") for a in architectures() if not a.endswith("-real")}
+
+
+def test_no_kernel_spills() -> None:
+    text = cuobjdump("--dump-resource-usage")
+    usage = re.findall(r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    kernels = {name for name, *_ in usage}
+    for wanted in ("sum_blocks", "sum_partials", "fold"):
+        assert any(wanted in name for name in kernels), f"no kernel {wanted} among {sorted(kernels)}"
+    codes = len([a for a in architectures() if not a.endswith("-virtual")])
+    assert len(usage) == codes * len(kernels)  # each kernel on each architecture
+    spilt = [(name, stack, local) for name, _, stack, local in usage if int(stack) or int(local)]
+    assert not spilt
+    assert all(int(registers) <= 128 for _, registers, *_ in usage)
