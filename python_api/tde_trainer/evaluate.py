@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tde_kernels import FusedTDEHead
-from tde_trainer.config import HeadConfig
 from tde_trainer.data import ImageDataset
 from tde_trainer.metrics import GROUPS, group_accuracy, per_class_accuracy
 from tde_trainer.network import Network
+from tde_trainer.schema import HeadConfig
 
 ALPHA_METRIC = "mean_per_class"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tde_kernels import FusedTDEHead
-from tde_trainer.config import Config
 from tde_trainer.errors import UserError
 from tde_trainer.methods import METHODS, Method
 from tde_trainer.models import MODELS
+from tde_trainer.schema import Config
 
 
 class Network(nn.Module):

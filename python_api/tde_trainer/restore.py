@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tde_trainer import checkpoint, results
-from tde_trainer.config import Config, HeadConfig, config_from
+from tde_trainer.config import config_from
 from tde_trainer.data import DATASETS
 from tde_trainer.device import make_accelerator
 from tde_trainer.errors import UserError
@@ -20,6 +20,7 @@ from tde_trainer.files import dumps, write_atomic
 from tde_trainer.metrics import GROUPS
 from tde_trainer.network import Network, build_network
 from tde_trainer.results import Result
+from tde_trainer.schema import Config, HeadConfig
 
 
 def parse_alpha(text: str | None) -> float | None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import tde_kernels
 from tde_trainer import results
-from tde_trainer.config import Config, changed_keys
+from tde_trainer.config import changed_keys
 from tde_trainer.data import DATASETS
 from tde_trainer.device import cpu_threads, make_accelerator
 from tde_trainer.errors import UserError
@@ -24,6 +24,7 @@ from tde_trainer.files import dumps, write_atomic
 from tde_trainer.network import build_network
 from tde_trainer.progress import Reporter
 from tde_trainer.report import how_made, write_report
+from tde_trainer.schema import Config
 from tde_trainer.train import Cell, train_cell
 
 RECORDED = ("torch", "torchvision", "accelerate", "torchmetrics", "numpy", "scikit-learn")

@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader
 
 from tde_trainer import checkpoint
 from tde_trainer.checkpoint import Progress
-from tde_trainer.config import Config, TrainConfig
 from tde_trainer.data import DATASETS
 from tde_trainer.device import describe
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import evaluate, extract
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.network import Network, build_network
+from tde_trainer.schema import Config, TrainConfig
 
 METRICS = "metrics.jsonl"
 SEED_STRIDE = 1_000_003  # more than any number of epochs: no two seeds share an epoch's random numbers

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from tde_trainer.config import HeadConfig
 from tde_trainer.evaluate import Features, accuracy, alpha_grid, evaluate, feature_norms, set_alpha, sweep
 from tde_trainer.methods import METHODS
 from tde_trainer.metrics import group_accuracy, per_class_accuracy
 from tde_trainer.network import Network
+from tde_trainer.schema import HeadConfig
 
 from tde_kernels import FusedTDEHead
 

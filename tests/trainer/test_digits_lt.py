@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tde_trainer.config import DataConfig
 from tde_trainer.data import ImageDataset
 from tde_trainer.data.digits_lt import digits_lt
 from tde_trainer.data.longtail import long_tailed_counts, shot_masks
 from tde_trainer.errors import UserError
+from tde_trainer.schema import DataConfig
 
 
 def images(split: ImageDataset) -> set[bytes]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from tde_trainer.data.base import ImageDataset, LongTailedData
 from tde_trainer.data.digits_lt import digits_lt
-
-if TYPE_CHECKING:
-    from tde_trainer.config import DataConfig
+from tde_trainer.schema import DataConfig
 
 DATASETS: dict[str, Callable[[DataConfig, int], LongTailedData]] = {"digits_lt": digits_lt}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -12,9 +10,7 @@ from torchvision.transforms import v2
 from tde_trainer.data.base import ImageDataset, LongTailedData
 from tde_trainer.data.longtail import long_tailed_counts
 from tde_trainer.errors import UserError
-
-if TYPE_CHECKING:
-    from tde_trainer.config import DataConfig
+from tde_trainer.schema import DataConfig
 
 TEST_SEED = 0
 

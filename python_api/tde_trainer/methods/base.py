@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from tde_kernels import FusedTDEHead
-
-if TYPE_CHECKING:
-    from tde_trainer.config import HeadConfig
+from tde_trainer.schema import HeadConfig
 
 
 class Method(ABC):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tde_kernels import FusedTDEHead
 from tde_trainer.methods.base import Method
-
-if TYPE_CHECKING:
-    from tde_trainer.config import HeadConfig
+from tde_trainer.schema import HeadConfig
 
 
 class Cosine(Method):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from tde_trainer.models.small_conv import small_conv
-
-if TYPE_CHECKING:
-    from tde_trainer.config import ModelConfig
+from tde_trainer.schema import ModelConfig
 
 MODELS: dict[str, Callable[[ModelConfig], nn.Module]] = {"small_conv": small_conv}
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
-if TYPE_CHECKING:
-    from tde_trainer.config import ModelConfig
+from tde_trainer.schema import ModelConfig
 
 GRID = 4
 
