@@ -397,6 +397,18 @@ def test_threads_do_not_change_a_bit() -> None:
         torch.set_num_threads(threads)
 
 
+def test_rounding_to_bfloat16_is_torchs() -> None:
+    """To nearest, ties to even, to the bit: the error bound alone would let truncation pass."""
+    from tde_kernels.backends import cpu
+
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.4e38, float("inf"), -0.0, 1e-40])
+    x = torch.cat([torch.randn(1000), ties])[None].repeat(3, 1)
+    rounded, _ = cpu.Rows.of(x, 1, (0.0, 0.0)).normalize(torch.bfloat16)
+    assert torch.equal(rounded.view(torch.int16), x.bfloat16().view(torch.int16))
+    missing, _ = cpu.Rows.of(torch.full((1, 4), float("nan")), 1, (0.0, 0.0)).normalize(torch.bfloat16)
+    assert missing.isnan().all()
+
+
 def test_fresh_memory_is_poisoned(fused: Fused) -> None:
     """The fixture that makes an unwritten element show does so for every way the backends allocate."""
     like = torch.zeros(5, 5, device=fused[1])
