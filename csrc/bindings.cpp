@@ -104,6 +104,7 @@ PYBIND11_MODULE(_C, m) {
         "heads"_a, "alpha"_a, "background"_a, "log"_a, "out"_a, "threads"_a);
 
 #ifdef TDE_HAS_CUDA
+  m.def("cuda_probe", [] { return tde::cuda::probe().error; }, "Why the current device cannot run the kernels, or ''.");
   m.def("cuda_feature_sum_workspace", &tde::cuda::feature_sum_workspace, "rows"_a, "cols"_a);
   m.def("cuda_feature_sum", &cuda_feature_sum, no_gil, "x"_a, "mask"_a, "feature_sum"_a, "workspace"_a, "stream"_a);
   m.def("cuda_fold_ema", &cuda_fold_ema, no_gil, "ema"_a, "num_updates"_a, "feature_sum"_a, "dim"_a, "momentum"_a,

@@ -56,6 +56,14 @@ int64_t row_blocks(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; 
 
 }  // namespace
 
+Status probe() {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, fold);
+  if (error == cudaSuccess) return {};
+  cudaGetLastError();  // the answer is the status; no later launch inherits it
+  return {cudaGetErrorString(error)};
+}
+
 int64_t feature_sum_workspace(int64_t rows, int64_t cols) { return row_blocks(rows) * (cols + 1); }
 
 Status feature_sum(const Matrix& x, const bool* mask, float* feature_sum, float* workspace, void* stream) {

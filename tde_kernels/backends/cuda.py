@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -10,20 +12,39 @@ from tde_kernels.backends import core
 _SERVED = ("feature_sum", "fold_ema_")
 
 
-def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve ``op``, or None."""
+def _build_refusal() -> str | None:
     if core.missing is not None:
         return core.missing
     info = core.compiled().build_info()
-    if not info.has_cuda:
-        return f"the compiled core has no CUDA kernels ({info.cuda})"
+    return None if info.has_cuda else f"the compiled core has no CUDA kernels ({info.cuda})"
+
+
+_BUILD_REFUSAL = _build_refusal()
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _device_refusal(index: int) -> str | None:
+    """Why the device cannot run the kernels: a driver that is too old, an architecture that the binary lacks."""
+    with torch.cuda.device(index):
+        reason: str = core.compiled().cuda_probe()
+    return f"device {index} cannot run its kernels ({reason})" if reason else None
+
+
+def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot serve ``op``, or None."""
+    if _BUILD_REFUSAL is not None:
+        return _BUILD_REFUSAL
     if device_type != "cuda":
         return f"it serves tensors on a CUDA device, not on {device_type}"
     if op not in _SERVED:
         return f"it has no kernel for {op} yet"
     if dtype not in core.served_dtypes():
         return f"it serves float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    return None
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    reason: str | None = _device_refusal(torch.cuda.current_device())
+    return reason
 
 
 def _stream(tensor: Tensor) -> int:

@@ -14,6 +14,9 @@ Status fold_ema(float* ema, int64_t* num_updates, const float* feature_sum, int6
 
 namespace cuda {
 
+// Whether the current device can run these kernels: a driver new enough, an architecture that the binary holds.
+Status probe();
+
 // The same on the current device; `stream` is a cudaStream_t. `workspace` holds feature_sum_workspace() floats.
 int64_t feature_sum_workspace(int64_t rows, int64_t cols);
 Status feature_sum(const Matrix& x, const bool* mask, float* feature_sum, float* workspace, void* stream);
