@@ -85,6 +85,11 @@ def class_vector(value: Tensor | None, like: Tensor, num_classes: int, name: str
         same_device(value, like, name, "x")
 
 
+def autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of ``x``; some kinds of device, as meta, have none."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+
+
 def logits(
     x: Tensor,
     w: Tensor,
@@ -101,7 +106,7 @@ def logits(
         raise ValueError(f"w must have shape [C, D] with at least one class, got {_shape(w)}")
     features(x, w.shape[1])
     same_device(w, x, "w", "x")
-    if w.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if w.dtype != x.dtype and not autocast(x):
         raise TypeError(f"w must have the dtype of x, {_name(x.dtype)}, got {_name(w.dtype)}")
     heads(x.shape[-1], num_heads, "x")
     finite(tau, "tau")

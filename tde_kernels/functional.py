@@ -30,7 +30,7 @@ from tde_kernels.normalizers import Classifier
 
 def _product_dtype(x: Tensor) -> torch.dtype:
     """The dtype that operands are multiplied in and logits returned in: autocast's where it is on, as for a Linear."""
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+    if x.dtype != torch.float64 and checks.autocast(x):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
@@ -64,13 +64,8 @@ def _logits(
 ) -> tuple[Tensor, Tensor | None]:
     """Eq. 7, or Eq. 8 with a direction, and the feature sum if it is to be taken: every logit of this module."""
     dtype = _product_dtype(x)
-    backend = select("logits", x.device.type, dtype, asked)
-    if _wants_grad(direction, alpha):  # the kernels hold them constant
-        if asked not in (None, "reference"):
-            raise ValueError(
-                f"backend={asked!r} has no gradient for direction and alpha; use 'reference' or detach them"
-            )
-        backend = "reference"
+    beyond = "it has no gradient for direction and alpha; detach them" if _wants_grad(direction, alpha) else None
+    backend = select("logits", x.device.type, dtype, asked, beyond)
     if backend == "reference":
         logits = reference.logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
         return logits, reference.feature_sum(x, mask) if take_sum else None
@@ -266,11 +261,8 @@ def background_exempt(
     checks.counterfactual(x, direction, alpha)
     background = checks.class_index(background_index, w.shape[0], "background_index")
     dtype = _product_dtype(x)
-    chosen = select("background_exempt", x.device.type, dtype, backend)
-    if _wants_grad(x, w, direction, alpha, class_scale):
-        if backend not in (None, "reference"):
-            raise ValueError(f"backend={backend!r} has no gradient for background_exempt; use 'reference' or no_grad()")
-        chosen = "reference"
+    beyond = "it has no gradient; use no_grad()" if _wants_grad(x, w, direction, alpha, class_scale) else None
+    chosen = select("background_exempt", x.device.type, dtype, backend, beyond)
     if chosen == "reference":
         return reference.exempt(x.to(dtype), w.to(dtype), classifier, direction, alpha, background, log)
     result = ops.background_exempt(

@@ -11,6 +11,7 @@ functional API checks them: ``ValueError``/``TypeError`` name the argument, what
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -52,7 +53,8 @@ def _operands(x: Tensor, w: Tensor, classifier: Classifier) -> tuple[Tensor, Ten
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b^T`` in the operands' own dtype, whatever the autocast state."""
-    with torch.autocast(a.device.type, enabled=False):
+    kind = a.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         return a @ b.mT
 
 

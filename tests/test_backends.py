@@ -116,7 +116,7 @@ def test_one_asked_for_by_name_serves_or_raises() -> None:
     with pytest.raises(ValueError, match="backend='cuda' cannot serve logits"):
         F.grouped_logits(X, W, **FAMILY, backend="cuda")
     direction = torch.randn(12, requires_grad=True)
-    with pytest.raises(ValueError, match="backend='cpu' has no gradient for direction and alpha"):
+    with pytest.raises(ValueError, match="backend='cpu' cannot serve logits: it has no gradient for direction and alpha"):
         F.tde_logits(X, W, direction, alpha=1.0, **FAMILY, backend="cpu")
 
 
@@ -218,3 +218,20 @@ print("served")
 def test_a_missing_core_leaves_the_reference() -> None:
     done = python(WITHOUT_CORE)
     assert done.returncode == 0 and done.stdout.strip() == "served", done.stderr[-3000:]
+
+
+def test_the_context_raises_where_a_gradient_is_beyond_the_kernels() -> None:
+    """As the argument does: asked for by name, a backend serves or says why not."""
+    x, w, direction = torch.randn(3, 8), torch.randn(4, 8), torch.randn(8, requires_grad=True)
+    with tde_kernels.use_backend("cpu"), pytest.raises(ValueError, match="no gradient for direction and alpha"):
+        F.tde_logits(x, w, direction, alpha=1.0, num_heads=2, tau=16.0)
+
+
+def test_meta_tensors_give_shapes() -> None:
+    head = tde_kernels.FusedTDEHead(8, 4, device="meta").eval()
+    assert head(torch.empty(5, 8, device="meta")).shape == (5, 4)
+
+
+def test_an_unknown_instruction_set_is_an_error() -> None:
+    done = python("import tde_kernels", TDE_CPU_ISA="avx3")
+    assert done.returncode != 0 and "TDE_CPU_ISA must be one of" in done.stderr and "avx3" in done.stderr

@@ -70,16 +70,24 @@ def preferred(device_type: str) -> tuple[str, ...]:
     return (*order, "reference")
 
 
-def select(op: str, device_type: str, dtype: torch.dtype, asked: str | None) -> str:
+def select(op: str, device_type: str, dtype: torch.dtype, asked: str | None, only_reference: str | None = None) -> str:
     """The backend that serves ``op``.
+
+    Args:
+        asked: the backend asked for by argument.
+        only_reference: why this call is beyond every fused backend, if it is.
 
     Raises:
         ValueError: the backend asked for in code is unknown or cannot serve the op.
     """
     asked = asked if asked is not None else _in_use
     if asked is None:
+        if only_reference is not None:
+            return "reference"
         return next(name for name in preferred(device_type) if refusal(name, op, device_type, dtype) is None)
     reason = refusal(check_name(asked), op, device_type, dtype)
+    if reason is None and asked != "reference":
+        reason = only_reference
     if reason is not None:
         raise ValueError(f"backend={asked!r} cannot serve {op}: {reason}")
     return asked

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+if os.environ.get("TDE_CPU_ISA", "baseline") not in INSTRUCTION_SETS:
+    raise ValueError(f"TDE_CPU_ISA must be one of {', '.join(INSTRUCTION_SETS)}, got {os.environ['TDE_CPU_ISA']!r}")
 
 # torch comes first: its OpenMP is then already loaded, and the core shares its threads instead of starting its own.
 _core: ModuleType | None = None
