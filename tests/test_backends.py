@@ -116,7 +116,9 @@ def test_one_asked_for_by_name_serves_or_raises() -> None:
     with pytest.raises(ValueError, match="backend='cuda' cannot serve logits"):
         F.grouped_logits(X, W, **FAMILY, backend="cuda")
     direction = torch.randn(12, requires_grad=True)
-    with pytest.raises(ValueError, match="backend='cpu' cannot serve logits: it has no gradient for direction and alpha"):
+    with pytest.raises(
+        ValueError, match="backend='cpu' cannot serve logits: it has no gradient for direction and alpha"
+    ):
         F.tde_logits(X, W, direction, alpha=1.0, **FAMILY, backend="cpu")
 
 
