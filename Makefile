@@ -38,6 +38,7 @@ format: install ## Put formatting right
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
 
 bench: install ## Measure the head on this CPU: bench/results and docs/performance.md
+	@mkdir -p bench/results
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=bench/results/cpu-$$(date +%F).json
 	$(BIN)/python -m bench.report bench/results/cpu-$$(date +%F).json
 
