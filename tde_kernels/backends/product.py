@@ -14,7 +14,7 @@ from torch import Tensor
 from tde_kernels.backends import core
 
 # Below this many multiplications oneDNN's preparation costs more than it saves
-_WORTH_ONEDNN = 3_000_000
+_WORTH_ONEDNN = 5_000_000
 
 
 def _choose() -> str:
