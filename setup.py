@@ -27,6 +27,7 @@ class CMakeBuild(build_ext):
         subprocess.run(
             [
                 "cmake",
+                "--fresh",  # pip's build environment, and with it ninja, lies elsewhere every time
                 *("-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
                 "-DCMAKE_BUILD_TYPE=Release",
                 "-DTDE_PYTHON=ON",
