@@ -51,6 +51,10 @@ def _alpha_tensor(alpha: float | Tensor, x: Tensor) -> Tensor:
     return torch.full((), alpha, dtype=torch.float32, device=x.device)
 
 
+def _flat_mask(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.reshape(-1).contiguous()
+
+
 def _logits(
     x: Tensor,
     w: Tensor,
@@ -58,30 +62,39 @@ def _logits(
     *,
     direction: Tensor | None = None,
     alpha: float | Tensor = 0.0,
+    ema: Tensor | None = None,
+    num_updates: Tensor | None = None,
+    momentum: float = 0.0,
     mask: Tensor | None = None,
-    take_sum: bool = False,
+    group: torch.distributed.ProcessGroup | None = None,
     asked: str | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Eq. 7, or Eq. 8 with a direction, and the feature sum if it is to be taken: every logit of this module."""
+) -> Tensor:
+    """Eq. 7, or Eq. 8 with a direction, and the update of ``ema`` if there is one: every logit of this module."""
     dtype = _product_dtype(x)
     beyond = "it has no gradient for direction and alpha; detach them" if _wants_grad(direction, alpha) else None
     backend = select("logits", x.device.type, dtype, asked, beyond)
     if backend == "reference":
-        logits = reference.logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
-        return logits, reference.feature_sum(x, mask) if take_sum else None
-    rows = x.reshape(-1, x.shape[-1])
-    logits, feature_sum = ops.logits(
-        rows,
+        if ema is not None:
+            _fold_ema_(ema, num_updates, reference.feature_sum(x, mask), momentum, group, asked)
+        return reference.logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
+    across_ranks = ema is not None and distributed.active()
+    logits, total = ops.logits(
+        x.reshape(-1, x.shape[-1]),
         w,
         classifier,
         direction=direction,
         alpha=None if direction is None else _alpha_tensor(alpha, x),
-        mask=None if mask is None else mask.reshape(-1).contiguous(),
-        take_sum=take_sum,
+        mask=_flat_mask(mask),
+        ema=None if across_ranks else ema,
+        num_updates=None if across_ranks else num_updates,
+        momentum=momentum,
+        take_sum=across_ranks,
         dtype=dtype,
         backend=backend,
     )
-    return _as_rows_of(x, logits), feature_sum if take_sum else None
+    if ema is not None and across_ranks:
+        _fold_ema_(ema, num_updates, total, momentum, group, asked)
+    return _as_rows_of(x, logits)
 
 
 def grouped_logits(
@@ -102,7 +115,7 @@ def grouped_logits(
         Logits ``[..., C]`` in the dtype of ``x``.
     """
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
-    return _logits(x, w, classifier, asked=backend)[0]
+    return _logits(x, w, classifier, asked=backend)
 
 
 def tde_logits(
@@ -130,7 +143,7 @@ def tde_logits(
     """
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.counterfactual(x, direction, alpha)
-    return _logits(x, w, classifier, direction=direction, alpha=alpha, asked=backend)[0]
+    return _logits(x, w, classifier, direction=direction, alpha=alpha, asked=backend)
 
 
 def _fold_ema_(
@@ -178,10 +191,17 @@ def grouped_logits_with_ema_(
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.ema(ema, x, momentum, mask)
     checks.counter(num_updates, x, "num_updates")
-    logits, total = _logits(x, w, classifier, mask=mask, take_sum=True, asked=backend)
-    assert total is not None
-    _fold_ema_(ema, num_updates, total, momentum, group, backend)
-    return logits
+    return _logits(
+        x,
+        w,
+        classifier,
+        ema=ema,
+        num_updates=num_updates,
+        momentum=momentum,
+        mask=mask,
+        group=group,
+        asked=backend,
+    )
 
 
 @torch.no_grad()
@@ -197,8 +217,7 @@ def feature_sum(x: Tensor, mask: Tensor | None = None, *, backend: str | None = 
     chosen = select("feature_sum", x.device.type, x.dtype, backend)
     if chosen == "reference":
         return reference.feature_sum(x, mask)
-    flat_mask = None if mask is None else mask.reshape(-1).contiguous()
-    return ops.feature_sum(x.reshape(-1, x.shape[-1]), flat_mask, backend=chosen)
+    return ops.feature_sum(x.reshape(-1, x.shape[-1]), _flat_mask(mask), backend=chosen)
 
 
 @torch.no_grad()
@@ -225,8 +244,12 @@ def update_head_ema_(
         ``ema``.
     """
     checks.ema(ema, x, momentum, mask)
-    total = feature_sum(x, mask, backend=backend)
-    _fold_ema_(ema, None, total, momentum, group, backend)
+    chosen = select("update_ema_", x.device.type, x.dtype, backend)
+    if chosen == "reference" or distributed.active():
+        _fold_ema_(ema, None, feature_sum(x, mask, backend=backend), momentum, group, backend)
+    else:
+        rows = x.reshape(-1, x.shape[-1])
+        ops.update_ema_(ema, None, rows, _flat_mask(mask), momentum=momentum, backend=chosen)
     return ema
 
 
@@ -310,7 +333,7 @@ def grouped_cross_entropy(
     """
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     return reference.cross_entropy(
-        _logits(x, w, classifier, asked=backend)[0],
+        _logits(x, w, classifier, asked=backend),
         target,
         class_weight=class_weight,
         logit_bias=logit_bias,
@@ -347,11 +370,11 @@ def alpha_sweep(
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     steps = checks.alphas(alphas, x.device)
     checks.counterfactual(x, direction, 0.0)
-    chosen = select("effects", x.device.type, x.dtype, backend)
+    chosen = select("alpha_sweep", x.device.type, x.dtype, backend)
     if chosen == "reference":
         return reference.winners(*reference.effects(x, w, direction, classifier), steps)
     rows = x.reshape(-1, x.shape[-1])
-    found = reference.winners(*ops.effects(rows, w, direction, classifier, backend=chosen), steps)
+    found = ops.alpha_sweep(rows, w, direction, steps, classifier, backend=chosen)
     return found.reshape(len(steps), *x.shape[:-1])
 
 
@@ -373,10 +396,26 @@ def topk(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` largest logits of Eq. 8 (of Eq. 7 without a direction) and their classes, both ``[..., k]``.
 
-    In descending order; ties go to the lowest class. The logits are fused and stored.
+    In descending order; ties go to the lowest class. On Triton the logits are never stored.
     """
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.at_most(k, w.shape[0], "k")
     if direction is not None:
         checks.counterfactual(x, direction, alpha)
-    return reference.lowest_topk(_logits(x, w, classifier, direction=direction, alpha=alpha, asked=backend)[0], k)
+    dtype = _product_dtype(x)
+    chosen = select("topk", x.device.type, dtype, backend)
+    if chosen == "reference":
+        scores = reference.wide_logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
+        values, classes = reference.lowest_topk(scores, k)
+        return values.to(dtype), classes
+    values, classes = ops.topk(
+        x.reshape(-1, x.shape[-1]),
+        w,
+        classifier,
+        k,
+        direction=direction,
+        alpha=None if direction is None else _alpha_tensor(alpha, x),
+        dtype=dtype,
+        backend=chosen,
+    )
+    return _as_rows_of(x, values), _as_rows_of(x, classes)

@@ -79,10 +79,10 @@ def logits(
     x: Tensor, w: Tensor, classifier: Classifier, direction: Tensor | None = None, alpha: float | Tensor = 0.0
 ) -> Tensor:
     """:func:`tde_logits`, or without a direction :func:`grouped_logits`, of arguments that were checked."""
-    return _wide_logits(x, w, classifier, direction, alpha).to(x.dtype)
+    return wide_logits(x, w, classifier, direction, alpha).to(x.dtype)
 
 
-def _wide_logits(
+def wide_logits(
     x: Tensor, w: Tensor, classifier: Classifier, direction: Tensor | None = None, alpha: float | Tensor = 0.0
 ) -> Tensor:
     """The same, not yet rounded to the dtype of ``x``."""
@@ -416,7 +416,7 @@ def topk(
     checks.at_most(k, w.shape[0], "k")
     if direction is not None:
         checks.counterfactual(x, direction, alpha)
-    values, classes = lowest_topk(_wide_logits(x, w, classifier, direction, alpha), k)
+    values, classes = lowest_topk(wide_logits(x, w, classifier, direction, alpha), k)
     return values.to(x.dtype), classes
 
 

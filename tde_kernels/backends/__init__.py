@@ -7,6 +7,7 @@ the environment is tried first, then the device's own order of preference; the r
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from tde_kernels.backends import cpu, cuda, triton
 
 NAMES = ("reference", "cpu", "cuda", "triton")
-OPS = ("logits", "effects", "feature_sum", "fold_ema_", "background_exempt")
+OPS = ("logits", "update_ema_", "feature_sum", "fold_ema_", "background_exempt", "alpha_sweep", "topk")
 _MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 _PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
@@ -50,7 +51,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def implementation(name: str) -> ModuleType:
-    """The module that implements the ops of a fused backend."""
+    """The module that implements the ops of a fused backend; Triton's is imported here, when it is first wanted."""
+    if name == "triton":
+        return importlib.import_module("tde_kernels.backends.triton.kernels")
     return _MODULES[name]
 
 

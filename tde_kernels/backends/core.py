@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +29,16 @@ def compiled() -> ModuleType:
     if _core is None:
         raise RuntimeError(missing)
     return _core
+
+
+class Saved(NamedTuple):
+    """Shape and dtype of what the logits of a backend keep for its backward, ``(0,)`` where that is nothing.
+
+    A backend's ``saves`` lists them in the order of the op's outputs, from shapes and dtypes alone.
+    """
+
+    shape: Sequence[int]
+    dtype: torch.dtype = torch.float32
 
 
 def served_dtypes() -> tuple[torch.dtype, ...]:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tde_kernels import reference
 from tde_kernels.backends import core
+from tde_kernels.backends.core import Saved
 from tde_kernels.backends.product import product
 from tde_kernels.normalizers import NormFactor
 
-_SERVED = ("logits", "effects", "feature_sum", "fold_ema_", "background_exempt")
 
 
 def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot serve ``op``, or None."""
-    if op not in _SERVED:
-        return f"it has no kernel for {op} yet"
     if device_type != "cpu":
         return f"it serves tensors on the CPU, not on {device_type}"
     if dtype not in core.served_dtypes():
@@ -61,7 +61,7 @@ class Rows:
 
     def untouched(self, dtype: torch.dtype) -> bool:
         """Whether the operand is ``a`` itself, so that no pass is needed."""
-        plain = self.factor.power == 0 and self.scale == 1 and self.divisor is None and self.alpha is None
+        plain = self.factor.power == 0 and self.scale == 1 and self.divisor is None and self.direction is None
         return plain and self.a.dtype == dtype
 
     def _transform(self) -> object:
@@ -113,6 +113,27 @@ class Rows:
         return grad_a
 
 
+def saves(
+    x: Tensor,
+    w: Tensor,
+    class_scale: Tensor | None,
+    direction: Tensor | None,
+    *,
+    num_heads: int,
+    scale: float,
+    feature_factor: Sequence[float],
+    weight_factor: Sequence[float],
+    dtype: torch.dtype,
+) -> list[Saved]:
+    """See :class:`~tde_kernels.backends.core.Saved`: scaled operands with their norms, where they are not the inputs."""
+    features = Rows(x, num_heads, NormFactor(*feature_factor), direction=direction)
+    weights = Rows(w, num_heads, NormFactor(*weight_factor), scale, class_scale)
+    operands = [None if rows.untouched(dtype) else rows.a for rows in (features, weights)]
+    hats = [Saved((0,), dtype) if a is None else Saved(a.shape, dtype) for a in operands]
+    norms = [Saved((0,)) if a is None else Saved((a.shape[0], num_heads)) for a in operands]
+    return [*hats, *norms, Saved((0,))]
+
+
 def logits(
     x: Tensor,
     w: Tensor,
@@ -120,16 +141,19 @@ def logits(
     direction: Tensor | None,
     alpha: Tensor | None,
     mask: Tensor | None,
+    ema: Tensor | None,
+    num_updates: Tensor | None,
     *,
     num_heads: int,
     scale: float,
     feature_factor: Sequence[float],
     weight_factor: Sequence[float],
+    momentum: float,
     take_sum: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """See ``tde::logits``. The counterfactual costs nothing more: it is subtracted from the features on their way."""
-    sums = _floats(x, x.shape[1] + 1) if take_sum else None
+    sums = _floats(x, x.shape[1] + 1) if take_sum or ema is not None else None
     features = Rows.of(x, num_heads, feature_factor, direction=direction, alpha=alpha)
     weights = Rows.of(w, num_heads, weight_factor, scale=scale, divisor=class_scale)
     # outputs of an op must not be one another: an empty one each
@@ -141,8 +165,11 @@ def logits(
         _sum_rows(features.a, mask, sums)
     if not weights.untouched(dtype):
         w_hat, w_norms = weights.normalize(dtype)
+    if ema is not None and sums is not None:
+        fold_ema_(ema, num_updates, sums, momentum=momentum)
     z = product(x_hat if x_hat.dim() == 2 else x, w_hat if w_hat.dim() == 2 else w)
-    return z, x_hat, w_hat, x_norms, w_norms, _floats(x, 0) if sums is None else sums
+    taken = sums if take_sum and sums is not None else _floats(x, 0)
+    return z, x_hat, w_hat, x_norms, w_norms, _floats(x, 0), taken
 
 
 def logits_backward(
@@ -153,6 +180,7 @@ def logits_backward(
     w_hat: Tensor,
     x_norms: Tensor,
     w_norms: Tensor,
+    along_x: Tensor,
     class_scale: Tensor | None,
     direction: Tensor | None,
     alpha: Tensor | None,
@@ -192,13 +220,18 @@ def feature_sum(x: Tensor, mask: Tensor | None) -> Tensor:
     return out
 
 
+def update_ema_(ema: Tensor, num_updates: Tensor | None, x: Tensor, mask: Tensor | None, *, momentum: float) -> None:
+    """See ``tde::update_ema_``."""
+    fold_ema_(ema, num_updates, feature_sum(x, mask), momentum=momentum)
+
+
 def fold_ema_(ema: Tensor, num_updates: Tensor | None, total: Tensor, *, momentum: float) -> None:
     """See ``tde::fold_ema_``."""
     core.compiled().fold_ema(ema.data_ptr(), core.address(num_updates), total.data_ptr(), ema.shape[0], momentum)
     core.mark_written(ema, num_updates)
 
 
-def effects(
+def _effects(
     x: Tensor,
     w: Tensor,
     class_scale: Tensor | None,
@@ -209,7 +242,7 @@ def effects(
     feature_factor: Sequence[float],
     weight_factor: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``tde::effects``: the projections come with the pass that normalises."""
+    """As :func:`tde_kernels.reference.effects`: the projections come with the pass that normalises."""
     features = Rows.of(x, num_heads, feature_factor, direction=direction)
     weights = Rows.of(w, num_heads, weight_factor, scale=scale, divisor=class_scale, direction=direction)
     along_x, along_w = _floats(x, x.shape[0], num_heads), _floats(w, w.shape[0], num_heads)
@@ -234,7 +267,7 @@ def background_exempt(
     dtype: torch.dtype,
 ) -> Tensor:
     """See ``tde::background_exempt``. The product is taken in float32: a difference follows it."""
-    z, along_x, along_w = effects(
+    z, along_x, along_w = _effects(
         x,
         w,
         class_scale,
@@ -257,3 +290,27 @@ def background_exempt(
         torch.get_num_threads(),
     )
     return out
+
+
+def alpha_sweep(
+    x: Tensor, w: Tensor, class_scale: Tensor | None, direction: Tensor, alphas: Tensor, **family: Any
+) -> Tensor:
+    """See ``tde::alpha_sweep``: torch's argmax for each alpha, over a stored product."""
+    return reference.winners(*_effects(x, w, class_scale, direction, **family), alphas)
+
+
+def topk(
+    x: Tensor,
+    w: Tensor,
+    class_scale: Tensor | None,
+    direction: Tensor | None,
+    alpha: Tensor | None,
+    *,
+    k: int,
+    dtype: torch.dtype,
+    **family: Any,
+) -> tuple[Tensor, Tensor]:
+    """See ``tde::topk``: torch's sort of stored logits."""
+    nothing = None, None, None
+    options = dict(family, momentum=0.0, take_sum=False, dtype=dtype)
+    return reference.lowest_topk(logits(x, w, class_scale, direction, alpha, *nothing, **options)[0], k)

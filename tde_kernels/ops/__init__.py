@@ -1,8 +1,9 @@
 """The ops, one file each: schema, fake, dispatch to a backend, autograd Function."""
 
+from tde_kernels.ops.alpha_sweep import alpha_sweep
 from tde_kernels.ops.background_exempt import background_exempt
-from tde_kernels.ops.effects import effects
-from tde_kernels.ops.ema import feature_sum, fold_ema_
+from tde_kernels.ops.ema import feature_sum, fold_ema_, update_ema_
 from tde_kernels.ops.logits import logits
+from tde_kernels.ops.topk import topk
 
-__all__ = ["background_exempt", "effects", "feature_sum", "fold_ema_", "logits"]
+__all__ = ["alpha_sweep", "background_exempt", "feature_sum", "fold_ema_", "logits", "topk", "update_ema_"]

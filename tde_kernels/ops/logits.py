@@ -2,7 +2,7 @@
 
     z_bi = sum_k r(||x_b^k||) s_i(||w_i^k||) <x_b^k - alpha <x_b^k, d^k> d^k, w_i^k>
 
-In the same pass over the features it takes their masked sum, for the EMA of the head direction.
+In the same pass over the features it takes their masked sum, and folds it into the EMA of the head direction.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tde_kernels.backends import implementation
 from tde_kernels.normalizers import Classifier, NormFactor
 from tde_kernels.ops.library import define
 
@@ -25,24 +26,34 @@ def _fake(
     direction: Tensor | None,
     alpha: Tensor | None,
     mask: Tensor | None,
+    ema: Tensor | None,
+    num_updates: Tensor | None,
     *,
     num_heads: int,
     scale: float,
     feature_factor: list[float],
     weight_factor: list[float],
+    momentum: float,
     take_sum: bool,
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    def operand(a: Tensor, untouched: bool) -> tuple[Tensor, Tensor]:
-        if untouched and a.dtype == dtype:
-            return a.new_empty(0, dtype=dtype), a.new_empty(0, dtype=torch.float32)
-        return a.new_empty(a.shape, dtype=dtype), a.new_empty((a.shape[0], num_heads), dtype=torch.float32)
-
-    x_hat, x_norms = operand(x, feature_factor[1] == 0 and alpha is None)
-    w_hat, w_norms = operand(w, weight_factor[1] == 0 and scale == 1 and class_scale is None)
-    logits = x.new_empty((x.shape[0], w.shape[0]), dtype=dtype)
-    return logits, x_hat, w_hat, x_norms, w_norms, x.new_empty(x.shape[1] + 1 if take_sum else 0, dtype=torch.float32)
+    saved = implementation(backend).saves(
+        x,
+        w,
+        class_scale,
+        direction,
+        num_heads=num_heads,
+        scale=scale,
+        feature_factor=feature_factor,
+        weight_factor=weight_factor,
+        dtype=dtype,
+    )
+    return (
+        x.new_empty((x.shape[0], w.shape[0]), dtype=dtype),
+        *(x.new_empty(shape, dtype=kind) for shape, kind in saved),
+        x.new_empty(x.shape[1] + 1 if take_sum else 0, dtype=torch.float32),
+    )
 
 
 def _fake_backward(
@@ -63,15 +74,17 @@ def _fake_backward(
 
 
 define(
-    "logits(Tensor x, Tensor w, Tensor? class_scale, Tensor? direction, Tensor? alpha, Tensor? mask, *, "
-    f"{_FAMILY}, bool take_sum, ScalarType dtype, str backend) "
-    "-> (Tensor logits, Tensor x_hat, Tensor w_hat, Tensor x_norms, Tensor w_norms, Tensor feature_sum)",
+    "logits(Tensor x, Tensor w, Tensor? class_scale, Tensor? direction, Tensor? alpha, Tensor? mask, "
+    f"Tensor(a!)? ema, Tensor(b!)? num_updates, *, {_FAMILY}, float momentum, bool take_sum, ScalarType dtype, "
+    "str backend) -> (Tensor logits, Tensor x_hat, Tensor w_hat, Tensor x_norms, Tensor w_norms, Tensor along_x, "
+    "Tensor feature_sum)",
     fake=_fake,
 )
 define(
     "logits_backward(Tensor grad, Tensor x, Tensor w, Tensor x_hat, Tensor w_hat, Tensor x_norms, Tensor w_norms, "
-    f"Tensor? class_scale, Tensor? direction, Tensor? alpha, *, {_FAMILY}, bool wants_x, bool wants_w, "
-    "bool wants_class_scale, str backend) -> (Tensor dx, Tensor dw, Tensor dclass_scale)",
+    "Tensor along_x, Tensor? class_scale, Tensor? direction, Tensor? alpha, *, "
+    f"{_FAMILY}, bool wants_x, bool wants_w, bool wants_class_scale, str backend) "
+    "-> (Tensor dx, Tensor dw, Tensor dclass_scale)",
     fake=_fake_backward,
 )
 
@@ -88,8 +101,11 @@ class _Once(torch.autograd.Function):
         raise RuntimeError("fused logits have no second derivative; ask for backend='reference'")
 
 
-class _Logits(torch.autograd.Function):
-    """Gradients for features, weights and class scale; direction and alpha are constants."""
+class _Differentiable(torch.autograd.Function):
+    """The logits as they are, with gradients for features, weights and class scale; the rest is constant.
+
+    They are computed before, outside of autograd: compiled graphs admit no Function whose forward writes to the EMA.
+    """
 
     @staticmethod
     def forward(
@@ -97,53 +113,32 @@ class _Logits(torch.autograd.Function):
         x: Tensor,
         w: Tensor,
         class_scale: Tensor | None,
+        logits: Tensor,
         direction: Tensor | None,
         alpha: Tensor | None,
-        mask: Tensor | None,
+        x_hat: Tensor,
+        w_hat: Tensor,
+        x_norms: Tensor,
+        w_norms: Tensor,
+        along_x: Tensor,
         num_heads: int,
         scale: float,
         feature_factor: NormFactor,
         weight_factor: NormFactor,
-        take_sum: bool,
-        dtype: torch.dtype,
         backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        logits, x_hat, w_hat, x_norms, w_norms, feature_sum = torch.ops.tde.logits(
-            x,
-            w,
-            class_scale,
-            direction,
-            alpha,
-            mask,
-            num_heads=num_heads,
-            scale=scale,
-            feature_factor=feature_factor,
-            weight_factor=weight_factor,
-            take_sum=take_sum,
-            dtype=dtype,
-            backend=backend,
-        )
-        ctx.save_for_backward(x, w, x_hat, w_hat, x_norms, w_norms, class_scale, direction, alpha)
+    ) -> Tensor:
+        ctx.save_for_backward(x, w, x_hat, w_hat, x_norms, w_norms, along_x, class_scale, direction, alpha)
         ctx.family = num_heads, scale, feature_factor, weight_factor, backend
-        ctx.mark_non_differentiable(feature_sum)
-        return logits, feature_sum
+        return logits.view_as(logits)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, x_hat, w_hat, x_norms, w_norms, class_scale, direction, alpha = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, *_, class_scale, _, _ = ctx.saved_tensors
         num_heads, scale, feature_factor, weight_factor, backend = ctx.family
         wants_x, wants_w, wants_class_scale = ctx.needs_input_grad[:3]
         dx, dw, dclass_scale = torch.ops.tde.logits_backward(
             grad,
-            x,
-            w,
-            x_hat,
-            w_hat,
-            x_norms,
-            w_norms,
-            class_scale,
-            direction,
-            alpha,
+            *ctx.saved_tensors,
             num_heads=num_heads,
             scale=scale,
             feature_factor=feature_factor,
@@ -159,8 +154,12 @@ class _Logits(torch.autograd.Function):
             dx if wants_x else None,
             dw if wants_w else None,
             dclass_scale.to(class_scale.dtype) if wants_class_scale else None,
-            *(None,) * 10,
+            *(None,) * 13,
         )
+
+
+def _detached(a: Tensor | None) -> Tensor | None:
+    return None if a is None else a.detach()
 
 
 def logits(
@@ -171,24 +170,37 @@ def logits(
     direction: Tensor | None = None,
     alpha: Tensor | None = None,
     mask: Tensor | None = None,
+    ema: Tensor | None = None,
+    num_updates: Tensor | None = None,
+    momentum: float = 0.0,
     take_sum: bool = False,
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Logits ``[B, C]`` in ``dtype`` of ``x [B, D]`` and, with ``take_sum``, the feature sum ``[D + 1]``."""
-    logits, feature_sum = _Logits.apply(
-        x,
-        w,
-        classifier.class_scale,
+    """Logits ``[B, C]`` in ``dtype`` of ``x [B, D]`` and, with ``take_sum``, the feature sum ``[D + 1]``.
+
+    With ``ema [D]``, the batch is folded into it in the same pass.
+    """
+    family = {
+        "num_heads": classifier.num_heads,
+        "scale": classifier.scale,
+        "feature_factor": classifier.normalizer.feature,
+        "weight_factor": classifier.normalizer.weight,
+        "backend": backend,
+    }
+    operands = x, w, classifier.class_scale
+    z, *saved, feature_sum = torch.ops.tde.logits(
+        *map(_detached, operands),
         direction,
         alpha,
         mask,
-        classifier.num_heads,
-        classifier.scale,
-        classifier.normalizer.feature,
-        classifier.normalizer.weight,
-        take_sum,
-        dtype,
-        backend,
+        ema,
+        num_updates,
+        momentum=momentum,
+        take_sum=take_sum,
+        dtype=dtype,
+        **family,
     )
-    return logits, feature_sum
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in operands):
+        z = _Differentiable.apply(*operands, z, direction, alpha, *saved, *family.values())
+    return z, feature_sum

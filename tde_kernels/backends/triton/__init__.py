@@ -1,0 +1,49 @@
+"""The Triton backend: every op on any GPU that Triton serves, one file per op.
+
+Triton itself is imported with ``kernels``, by the first op that runs, not with the package.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from functools import cache
+
+import torch
+
+OLDEST = (3, 6)
+
+@cache
+def _installation_refusal() -> str | None:
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "Triton is not installed"
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        return f"it needs Triton {'.'.join(map(str, OLDEST))} or newer, found {version}"
+    return None
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _device_refusal(device_type: str) -> str | None:
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    if device_type == "cpu":
+        return None if interpreted else "it serves GPUs (TRITON_INTERPRET=1 runs its kernels on the CPU, slowly)"
+    if interpreted:
+        return "TRITON_INTERPRET is set: its kernels run on the CPU"
+    if device_type != "cuda":
+        return f"it serves CUDA and ROCm devices, not {device_type}"
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
+        return f"it serves GPUs of compute capability 8.0 and newer, not {torch.cuda.get_device_name()}"
+    return None
+
+
+def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot serve ``op``, or None."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it serves float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    reason: str | None = _installation_refusal() or _device_refusal(device_type)
+    return reason
