@@ -192,7 +192,8 @@ def test_zero_groups(normalizer: str, dtype: torch.dtype, fused: Fused) -> None:
         assert error(got, right) <= 4 * theirs + 2 * tiny(dtype)  # two products deep
     still = torch.zeros_like(p.direction)
     plain = run_on(backend)(replace(p, direction=None))
-    assert torch.equal(run_on(backend)(replace(p, direction=still)), plain)
+    # without factors and direction a kernel may take all channels as one head, and sum them in another order
+    assert error(run_on(backend)(replace(p, direction=still)), plain) <= tiny(dtype)
 
 
 @pytest.mark.parametrize("power", [-100, -40, 60, 100])

@@ -16,7 +16,6 @@ from tde_kernels.backends.product import product
 from tde_kernels.normalizers import NormFactor
 
 
-
 def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot serve ``op``, or None."""
     if device_type != "cpu":
@@ -125,7 +124,7 @@ def saves(
     weight_factor: Sequence[float],
     dtype: torch.dtype,
 ) -> list[Saved]:
-    """See :class:`~tde_kernels.backends.core.Saved`: scaled operands with their norms, where they are not the inputs."""
+    """See :class:`~tde_kernels.backends.core.Saved`: scaled operands and their norms, where they are not the inputs."""
     features = Rows(x, num_heads, NormFactor(*feature_factor), direction=direction)
     weights = Rows(w, num_heads, NormFactor(*weight_factor), scale, class_scale)
     operands = [None if rows.untouched(dtype) else rows.a for rows in (features, weights)]

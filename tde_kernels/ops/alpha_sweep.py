@@ -14,9 +14,7 @@ from tde_kernels.normalizers import Classifier
 from tde_kernels.ops.library import define
 
 
-def _fake(
-    x: Tensor, w: Tensor, class_scale: Tensor | None, direction: Tensor, alphas: Tensor, **_: Any
-) -> Tensor:
+def _fake(x: Tensor, w: Tensor, class_scale: Tensor | None, direction: Tensor, alphas: Tensor, **_: Any) -> Tensor:
     return x.new_empty((alphas.shape[0], x.shape[0]), dtype=torch.int64)
 
 

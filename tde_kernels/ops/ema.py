@@ -41,7 +41,7 @@ define(
 def update_ema_(
     ema: Tensor, num_updates: Tensor | None, x: Tensor, mask: Tensor | None, *, momentum: float, backend: str
 ) -> None:
-    """Takes the rows of ``x [B, D]`` that ``mask [B]`` lets through into ``ema [D]``; counts an update if there are any."""
+    """Takes the rows of ``x [B, D]`` where ``mask [B]`` holds into ``ema [D]``; counts an update if there are any."""
     torch.ops.tde.update_ema_(ema, num_updates, x, mask, momentum=momentum, backend=backend)
 
 

@@ -13,6 +13,7 @@ import torch
 
 OLDEST = (3, 6)
 
+
 @cache
 def _installation_refusal() -> str | None:
     try:

@@ -131,7 +131,7 @@ def alpha_sweep(
     batch, classes, steps = x.shape[0], w.shape[0], alphas.shape[0]
     exact = x.dtype if x.dtype == w.dtype else torch.float32
     inputs = operands(x, w, class_scale, direction, dtype=exact, **family)
-    config = configs.tiles_kept(batch, classes, inputs["width"], x.dtype, w.dtype)
+    config = configs.tiles_kept(batch, classes, inputs["width"], (x, w))
     tiles_m = triton.cdiv(batch, config["BLOCK_M"])
     splits = configs.splits(tiles_m, triton.cdiv(classes, config["BLOCK_N"]))
     best = x.new_empty((splits, steps, batch), dtype=torch.float32)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tde_kernels.backends.triton import launch
+from tde_kernels.backends.triton.arithmetic import rounded
 from tde_kernels.backends.triton.logits import total_effects
 
 _CONFIG = {"BLOCK": 1024, "num_warps": 4, "num_stages": 2}
@@ -68,7 +69,7 @@ def _exempt(
         result = tl.where(column == background, log_background, direct + share)
         if not LOG:
             result = tl.exp(result)
-        tl.store(out + row * classes + column, result.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + row * classes + column, rounded(result, out.dtype.element_ty), mask=inside)
 
 
 def background_exempt(
@@ -86,17 +87,17 @@ def background_exempt(
     """See ``tde::background_exempt``."""
     total, along_x, along_w = total_effects(x, w, class_scale, direction, **family)
     batch, classes = total.shape
+    out = total if dtype == torch.float32 else total.new_empty((batch, classes), dtype=dtype)
     arguments = {
         "total": total,
         "along_x": along_x,
         "along_w": along_w,
         "alpha": alpha,
-        "out": total if dtype == torch.float32 else total.new_empty((batch, classes), dtype=dtype),
+        "out": out,
         "classes": classes,
         "heads": along_x.shape[1],
         "background": background,
         "LOG": log,
     }
     launch.run(_exempt, batch, x.device, arguments, _CONFIG)
-    out: Tensor = arguments["out"]
     return out

@@ -7,10 +7,13 @@ at the sizes where a tile is not mostly padding.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 import triton
+from torch import Tensor
 
+from tde_kernels.backends.triton.arithmetic import INTERPRETED
 from tde_kernels.backends.triton.launch import precision
 
 Config = dict[str, int]
@@ -20,55 +23,67 @@ def _blocks(m: int, n: int, k: int, warps: int, stages: int) -> Config:
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
 
 
-# Tiles of the products, largest first: for operands of 16 bits, and for float32
+# Tiles of the products, largest first. 64 rows are the least that Hopper's matrix instruction takes.
 _TILES_16 = (
-    _blocks(128, 128, 64, 8, 3),
-    _blocks(64, 128, 64, 4, 3),
-    _blocks(64, 64, 64, 4, 4),
-    _blocks(32, 64, 64, 4, 4),
-    _blocks(32, 32, 64, 4, 4),
-    _blocks(16, 16, 64, 2, 4),
+    _blocks(64, 128, 64, 8, 3),
+    _blocks(64, 64, 64, 8, 3),
+    _blocks(64, 32, 32, 4, 3),
+    _blocks(64, 16, 32, 4, 2),
 )
 _TILES_32 = (
-    _blocks(64, 64, 32, 4, 3),
-    _blocks(64, 32, 32, 4, 3),
-    _blocks(32, 32, 32, 4, 3),
-    _blocks(16, 16, 32, 2, 3),
+    _blocks(64, 64, 16, 8, 3),
+    _blocks(64, 32, 16, 8, 3),
 )
-# Tiles enough to occupy a device of this many multiprocessors
-_OCCUPIED = 100
+# For the tuner alone: larger ones, that spill on some architectures
+_TRIED = (_blocks(128, 128, 32, 8, 4), _blocks(128, 64, 64, 8, 3))
+# Rows that do not start on 16 bytes are read element by element, with an address in registers for each
+_TILES_UNALIGNED = (
+    _blocks(64, 32, 16, 4, 2),
+    _blocks(64, 16, 16, 4, 2),
+)
+# Elements of a tile that registers hold three times over
+_KEPT = 64 * 32
+# Tiles enough to occupy a device; the interpreter runs one at a time
+_OCCUPIED = 1 if INTERPRETED.value else 100
 
 
-def _tiles(dtypes: tuple[torch.dtype, ...]) -> tuple[Config, ...]:
-    return _TILES_32 if torch.float32 in dtypes else _TILES_16
+def aligned(a: Tensor) -> bool:
+    """Whether every row is read 16 bytes at a time."""
+    return a.stride(1) == 1 and a.stride(0) * a.element_size() % 16 == 0 and a.data_ptr() % 16 == 0
 
 
-def tiles(m: int, n: int, inner: int, *dtypes: torch.dtype, columns: int = 1) -> list[Config]:
+def tiles(m: int, n: int, inner: int, operands: Sequence[Tensor], *, columns: int = 1) -> list[Config]:
     """Blocks for ``columns`` products of ``m`` rows, ``n`` columns and a sum over ``inner``, the preferred first.
 
-    That is the largest which makes tiles enough. No block is twice the size of what it covers.
+    That is the largest which makes tiles enough. Only the smallest may be twice the size of what it covers.
     """
-    fitting = [c for c in _tiles(dtypes) if c["BLOCK_M"] < 2 * max(m, 16) and c["BLOCK_N"] < 2 * max(n, 16)]
+    if not all(map(aligned, operands)):
+        table = _TILES_UNALIGNED
+    else:
+        table = _TILES_32 if any(a.dtype == torch.float32 for a in operands) else _TILES_16
     deepest = max(16, triton.next_power_of_2(inner))
+    fitting = [c for c in table[:-1] if c["BLOCK_M"] < 2 * m and c["BLOCK_N"] < 2 * n] + [table[-1]]
     choices = [{**c, "BLOCK_K": min(c["BLOCK_K"], deepest)} for c in fitting]
 
     def occupies(c: Config) -> bool:
-        return triton.cdiv(m, c["BLOCK_M"]) * triton.cdiv(n, c["BLOCK_N"]) * columns >= _OCCUPIED
+        occupied: bool = triton.cdiv(m, c["BLOCK_M"]) * triton.cdiv(n, c["BLOCK_N"]) * columns >= _OCCUPIED
+        return occupied
 
     preferred = next(filter(occupies, choices), choices[-1])
-    return [preferred, *(c for c in choices if c is not preferred)]
+    return [preferred, *(c for c in choices if c is not preferred), *(_TRIED if table is _TILES_16 else ())]
 
 
-def tiles_kept(m: int, n: int, inner: int, *dtypes: torch.dtype) -> Config:
+def tiles_kept(m: int, n: int, inner: int, operands: Sequence[Tensor]) -> Config:
     """Blocks for a product whose tiles are worked on in registers, with more than one at once: of middling size."""
-    largest = 64 * 64
-    choices = [c for c in tiles(m, n, inner, *dtypes) if c["BLOCK_M"] * c["BLOCK_N"] <= largest]
-    return max(choices, key=lambda c: c["BLOCK_M"] * c["BLOCK_N"])
+    choices = [c for c in tiles(m, n, inner, operands) if c["BLOCK_M"] * c["BLOCK_N"] <= _KEPT]
+    largest = max(choices, key=lambda c: c["BLOCK_M"] * c["BLOCK_N"])
+    return {**largest, "num_warps": 8}
 
 
 def splits(tiles_m: int, tiles_n: int) -> int:
     """Into how many shares a loop over ``tiles_n`` column tiles is split, so that the programs occupy a device."""
-    return max(1, min(tiles_n, triton.cdiv(4 * _OCCUPIED, max(tiles_m, 1))))
+    wanted: int = triton.cdiv(4 * _OCCUPIED, max(tiles_m, 1))
+    return max(1, min(tiles_n, wanted))
 
 
 # Multiplications of a product above which a library's, between two passes over its operands, is taken to be faster.

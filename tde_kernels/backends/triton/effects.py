@@ -17,17 +17,8 @@ from torch import Tensor
 
 from tde_kernels.backends import core
 from tde_kernels.backends.triton import launch
-from tde_kernels.backends.triton.launch import INTERPRETED
+from tde_kernels.backends.triton.arithmetic import dot, rounded
 from tde_kernels.backends.triton.norms import exact_norm, factor_kind, norm_factor
-
-
-@triton.jit
-def dot(a, b, accumulator, PRECISION: tl.constexpr):
-    """``accumulator + a @ b`` in float32."""
-    if INTERPRETED:  # which holds bfloat16 as integers, and would multiply those
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator, input_precision=PRECISION)
 
 
 @triton.jit
@@ -119,7 +110,7 @@ def effects(
             w_tile = tl.load(
                 w_row + (channel * w_stride_col)[None, :], mask=column_exists[:, None] & inside[None, :], other=0.0
             )
-            product = dot(x_tile.to(OPERAND), tl.trans(w_tile.to(OPERAND)), product, PRECISION)
+            product = dot(rounded(x_tile, OPERAND), tl.trans(rounded(w_tile, OPERAND)), product, PRECISION)
             if X_FACTOR != "one":
                 x_squares += tl.sum(x_tile.to(tl.float32) * x_tile.to(tl.float32), 1)
             if W_FACTOR != "one":

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-# Kernels run in Triton's interpreter, on the CPU (TRITON_INTERPRET=1 before the first import)
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+from tde_kernels.backends.triton.arithmetic import INTERPRETED
 
 _LANGUAGE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _autotune = os.environ.get("TDE_AUTOTUNE", "0") == "1"

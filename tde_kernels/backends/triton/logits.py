@@ -14,6 +14,7 @@ from torch import Tensor
 from tde_kernels.backends import core
 from tde_kernels.backends.core import Saved
 from tde_kernels.backends.triton import configs, launch
+from tde_kernels.backends.triton.arithmetic import rounded
 from tde_kernels.backends.triton.effects import effects, operands, tile_of
 from tde_kernels.backends.triton.ema import feature_sum, fold_partials, sum_arguments, update_ema_
 from tde_kernels.backends.triton.product import product
@@ -109,7 +110,7 @@ def _grouped_logits(
     row = tl.cast(tile_m, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.cast(tile_n, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (row < batch)[:, None] & (column < classes)[None, :]
-    tl.store(logits + (row * classes)[:, None] + column[None, :], total.to(logits.dtype.element_ty), mask=inside)
+    tl.store(logits + (row * classes)[:, None] + column[None, :], rounded(total, logits.dtype.element_ty), mask=inside)
 
     if partial_sums is not None:
         if tile_n < heads * tl.cdiv(width, BLOCK_K):  # else this column of tiles had no share
@@ -145,7 +146,7 @@ def _single_pass(
 ) -> tuple[Tensor, Tensor | None]:
     """Logits ``[B, C]`` in ``dtype``, and the feature sum if ``update`` (of :func:`sum_arguments`) asks for one."""
     x, batch, classes, width = inputs["x"], inputs["batch"], inputs["classes"], inputs["width"]
-    choices = configs.tiles(batch, classes, width, x.dtype, inputs["w"].dtype)
+    choices = configs.tiles(batch, classes, width, (x, inputs["w"]))
 
     def tiles(chosen: dict[str, Any]) -> tuple[int, int]:
         return triton.cdiv(batch, chosen["BLOCK_M"]), triton.cdiv(classes, chosen["BLOCK_N"])
@@ -265,7 +266,7 @@ def logits(
 def total_effects(
     x: Tensor, w: Tensor, class_scale: Tensor | None, direction: Tensor, **family: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`tde_kernels.reference.effects`: logits of Eq. 7 ``[B, C]``, projections ``[B, K]`` and ``[C, K]``, float32."""
+    """As :func:`tde_kernels.reference.effects`: Eq. 7 ``[B, C]``, projections ``[B, K]`` and ``[C, K]``, in float32."""
     dtype = x.dtype if x.dtype == w.dtype else torch.float32
     inputs = operands(x, w, class_scale, direction, dtype=dtype, **family)
     batch, classes, heads = inputs["batch"], inputs["classes"], inputs["heads"]

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from tde_kernels.backends import core
 from tde_kernels.backends.triton import configs, launch
-from tde_kernels.backends.triton.effects import collapsed, dot, tile_of
+from tde_kernels.backends.triton.arithmetic import dot, rounded
+from tde_kernels.backends.triton.effects import collapsed, tile_of
 from tde_kernels.backends.triton.norms import factor_kind, norm_factor
 from tde_kernels.backends.triton.product import product
 from tde_kernels.backends.triton.rows import Rows, row_constant, row_gradient
@@ -105,7 +106,7 @@ def _operand_gradient(
             mask=other_exists[:, None] & inside[None, :],
             other=0.0,
         )
-        v = dot(scaled.to(OPERAND), b_tile.to(OPERAND), v, PRECISION)
+        v = dot(rounded(scaled, OPERAND), rounded(b_tile, OPERAND), v, PRECISION)
         if DIRECTED == "b":  # along_b has the factor in it
             along = tl.load(along_b + other * heads + head, mask=other_exists, other=0.0)
             towards_b += tl.sum(upstream.to(tl.float32) * along[None, :], 1)
@@ -146,7 +147,7 @@ def _operand_gradient(
         if grad_divisor is not None:
             divisor = tl.load(a_divisor + row, mask=row_exists, other=1.0)
             tl.store(grad_divisor + row * heads + head, -a_hat_v / divisor, mask=row_exists)
-    tl.store(place, v.to(out.dtype.element_ty), mask=valid)
+    tl.store(place, rounded(v, out.dtype.element_ty), mask=valid)
 
 
 def _gradient(
@@ -158,11 +159,11 @@ def _gradient(
     along_other: Tensor | None,
     grad_divisor: Tensor | None,
 ) -> Tensor:
-    """The gradient ``[R, D]`` of ``own.a`` for ``grad [R, N]``, and into ``grad_divisor [R, K]`` that of its divisor."""
+    """The gradient ``[R, D]`` of ``own.a`` for ``grad [R, N]``; into ``grad_divisor [R, K]`` its divisor's, by head."""
     rows, others = grad.shape
     heads, dim = own.num_heads, own.a.shape[1]
     width = dim // heads
-    choices = configs.tiles(rows, width, others, grad.dtype, own.a.dtype, other.a.dtype, columns=heads)
+    choices = configs.tiles(rows, width, others, (own.a, other.a), columns=heads)
     whole = [c for c in choices if c["BLOCK_N"] >= width]
     if not own.factor[1] and own.alpha is None and grad_divisor is None:
         epilogue = "scaled"
@@ -211,13 +212,16 @@ def _gradient(
     }
 
     def programs(chosen: dict[str, Any]) -> int:
-        return triton.cdiv(rows, chosen["BLOCK_M"]) * heads * triton.cdiv(width, chosen["BLOCK_N"])
+        tiles: int = triton.cdiv(rows, chosen["BLOCK_M"]) * heads * triton.cdiv(width, chosen["BLOCK_N"])
+        return tiles
 
     launch.run_tuned(_operand_gradient, programs, grad.device, arguments, choices[0], choices[1:])
     return own.backward(out, own_norms, grad_divisor) if epilogue == "none" else out
 
 
-def _around_library(grad: Tensor, own: Rows, other: Rows, own_norms: Tensor | None, grad_divisor: Tensor | None) -> Tensor:
+def _around_library(
+    grad: Tensor, own: Rows, other: Rows, own_norms: Tensor | None, grad_divisor: Tensor | None
+) -> Tensor:
     """The same by a library's product of the other operand, scaled beforehand."""
     scaled = other.a if other.plain and other.a.dtype == grad.dtype else other.normalize(grad.dtype, None, None)
     v = product(grad, scaled.t(), torch.float32)
@@ -258,8 +262,7 @@ def logits_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``tde::logits_backward``."""
     heads = collapsed(num_heads, feature_factor, weight_factor, direction is not None)
-    directed = {"direction": core.float_vector(direction), "alpha": alpha}
-    features = Rows(x, heads, feature_factor, **directed)
+    features = Rows(x, heads, feature_factor, direction=core.float_vector(direction), alpha=alpha)
     weights = Rows(w, heads, weight_factor, scale=scale, divisor=core.float_vector(class_scale))
     nothing = x.new_empty(0, dtype=torch.float32)
     dx, dw, dscale = nothing, nothing.clone(), nothing.clone()

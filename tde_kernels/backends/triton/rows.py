@@ -1,6 +1,6 @@
 """Passes over the rows of one operand: the prologue and the epilogue of a product that is another library's.
 
-    out^k = c f(||a^k||) (a^k - alpha <a^k, d^k> d^k),     c = scale / divisor
+out^k = c f(||a^k||) (a^k - alpha <a^k, d^k> d^k),     c = scale / divisor
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tde_kernels.backends.triton import launch
+from tde_kernels.backends.triton import configs, launch
+from tde_kernels.backends.triton.arithmetic import rounded
 from tde_kernels.backends.triton.norms import exact_norm, factor_kind, norm_factor, tangent
 
 
@@ -81,7 +82,7 @@ def _normalize(
             towards = tl.load(direction + head * width + channel, mask=inside, other=0.0)
             tile -= (tl.load(alpha) * shares)[:, None] * towards[None, :]
         place = out + (row * (heads * width) + head * width)[:, None] + channel[None, :]
-        tl.store(place, (tile * factor[:, None]).to(out.dtype.element_ty), mask=valid)
+        tl.store(place, rounded((tile * factor[:, None]), out.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -186,9 +187,11 @@ def _backward(
             FACTOR,
             direction is not None,
         )
-        tl.store(out + place + channel[None, :], gradient.to(out.dtype.element_ty), mask=valid)
+        tl.store(out + place + channel[None, :], rounded(gradient, out.dtype.element_ty), mask=valid)
     if grad_divisor is not None:
-        tl.store(grad_divisor + row * heads + head, -out_v / tl.load(divisor + row, mask=exists, other=1.0), mask=exists)
+        tl.store(
+            grad_divisor + row * heads + head, -out_v / tl.load(divisor + row, mask=exists, other=1.0), mask=exists
+        )
 
 
 @dataclass(frozen=True)
@@ -226,13 +229,14 @@ class Rows:
         }
 
     def _launch(self, kernel: Any, **arguments: Any) -> None:
-        columns = min(triton.next_power_of_2(self.a.shape[1] // self.num_heads), 2048)
-        config = {"BLOCK_ROWS": max(1, 4096 // columns), "BLOCK_COLUMNS": columns, "num_warps": 4, "num_stages": 2}
+        elements = 2048 if configs.aligned(self.a) else 512
+        columns = min(triton.next_power_of_2(self.a.shape[1] // self.num_heads), elements)
+        config = {"BLOCK_ROWS": elements // columns, "BLOCK_COLUMNS": columns, "num_warps": 4, "num_stages": 2}
         programs = triton.cdiv(self.a.shape[0], config["BLOCK_ROWS"]) * self.num_heads
         launch.run(kernel, programs, self.a.device, {**self._arguments(), **arguments}, config)
 
     def normalize(self, dtype: torch.dtype, norms: Tensor | None, along: Tensor | None) -> Tensor:
-        """The scaled rows ``[R, D]`` in ``dtype``; fills ``norms [R, K]`` and the scaled projections ``along [R, K]``."""
+        """The scaled rows ``[R, D]`` in ``dtype``; fills ``norms [R, K]`` and ``along [R, K]``."""
         out = self.a.new_empty(self.a.shape, dtype=dtype)
         self._launch(_normalize, out=out, norms=norms, along=along)
         return out

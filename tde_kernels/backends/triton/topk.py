@@ -141,7 +141,7 @@ def topk(
         return reference.lowest_topk(stored, k)
     batch, classes = x.shape[0], w.shape[0]
     inputs = operands(x, w, class_scale, direction, dtype=dtype, **family)
-    config = configs.tiles_kept(batch, classes, inputs["width"], x.dtype, w.dtype)
+    config = configs.tiles_kept(batch, classes, inputs["width"], (x, w))
     tiles_m = triton.cdiv(batch, config["BLOCK_M"])
     splits = configs.splits(tiles_m, triton.cdiv(classes, config["BLOCK_N"]))
     values = x.new_empty((batch, splits * k), dtype=torch.float32)

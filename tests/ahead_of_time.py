@@ -1,0 +1,158 @@
+"""Compiles every Triton kernel that the backend would launch, for a target that need not be there.
+
+Run as a script, without the interpreter: ``python ahead_of_time.py cuda 90``. It calls the backend's ops with tensors
+on the CPU, under a driver that knows nothing but its target, and with launches replaced by compilation; so that what is
+compiled is what a device would run. Prints one JSON object for each kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from tde_kernels.backends.triton import configs, kernels, launch
+from tde_kernels.normalizers import resolve
+
+
+class CompileOnly:
+    """All of a driver that compilation asks for."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def spills(compiled: Any, target: GPUTarget) -> int:
+    """Bytes of registers that go through local memory, and of stack. AMD's scalar registers spill to vector registers."""
+    if target.backend == "hip":
+        return sum(map(int, re.findall(r"vgpr_spill_count:\s+(\d+)", compiled.asm["amdgcn"])))
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    found = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    return sum(int(stack) + int(local) for _, stack, local in found)
+
+
+def instructions(compiled: Any) -> list[str]:
+    """The matrix instructions in the compiled code."""
+    text = compiled.asm.get("ptx") or compiled.asm["amdgcn"]
+    return sorted({name for name in ("wgmma", "mma.sync", "tcgen05.mma", "v_mfma") if name in text})
+
+
+class Recorder:
+    """Compiles in place of launching, each specialisation once."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+        self.seen: set[str] = set()
+        self.case = ""
+
+    def run(self, kernel: Any, programs: int, device: Any, arguments: dict[str, Any], config: dict[str, int]) -> None:
+        compiled = kernel.warmup(**arguments, **config, grid=(programs,))
+        if compiled.hash in self.seen:
+            return
+        self.seen.add(compiled.hash)
+        report = {
+            "kernel": kernel.__name__,
+            "case": self.case,
+            "config": config,
+            "spills": spills(compiled, self.target),
+            "shared": compiled.metadata.shared,
+            "instructions": instructions(compiled),
+            "dots": compiled.asm["ttir"].count("tt.dot"),
+            "precision": str(arguments.get("PRECISION")),
+            "operand": str(arguments.get("OPERAND")),
+        }
+        print(json.dumps(report), flush=True)
+
+    def run_tuned(
+        self, kernel: Any, programs: Any, device: Any, arguments: dict[str, Any], config: Any, others: Any, **_: Any
+    ) -> None:
+        self.run(kernel, programs(config), device, arguments, config)
+
+
+def cases() -> Iterator[tuple[str, str, torch.dtype, bool, tuple[int, int, int, int]]]:
+    """Normalizer, dtype, with a direction or not, and sizes: batch, dim, classes, heads."""
+    inat18, lvis, cifar100 = (512, 2048, 8142, 2), (8192, 1024, 1231, 2), (512, 64, 100, 2)
+    for sizes in (inat18, cifar100):
+        for directed in (False, True):
+            yield f"deconfound {sizes} {directed}", "deconfound", torch.bfloat16, directed, sizes
+    yield "tau_norm", "tau_norm", torch.bfloat16, True, (512, 2048, 1000, 4)
+    yield "lws", "lws", torch.bfloat16, True, lvis
+    yield "linear", "linear", torch.bfloat16, False, inat18
+    yield "float16", "cosine", torch.float16, True, lvis
+    yield "float32", "deconfound", torch.float32, True, lvis
+    yield "ragged", "capsule", torch.bfloat16, True, (129, 3 * 43, 1231, 3)
+
+
+def main(backend: str, arch: str) -> None:
+    target = GPUTarget(backend, int(arch) if arch.isdigit() else arch, 64 if backend == "hip" else 32)
+    triton.runtime.driver.set_active(CompileOnly(target))
+    recorder = Recorder(target)
+    launch.run, launch.run_tuned = recorder.run, recorder.run_tuned
+    configs.plan = "single"
+    for recorder.case, normalizer, dtype, directed, (batch, dim, classes, heads) in cases():
+        compile_ops(recorder, normalizer, dtype, directed, batch, dim, classes, heads)
+
+
+def compile_ops(
+    recorder: Recorder, normalizer: str, dtype: torch.dtype, directed: bool, batch: int, dim: int, classes: int, heads: int
+) -> None:
+    """Every op once, forward and backward, with and without the EMA."""
+    factors = resolve(normalizer, gamma=1 / 32, exponent=0.7)
+    family = {
+        "num_heads": heads,
+        "scale": 16.0 / heads,
+        "feature_factor": factors.feature,
+        "weight_factor": factors.weight,
+    }
+    x, w = torch.zeros(batch, dim, dtype=dtype), torch.zeros(classes, dim, dtype=dtype)
+    scale = torch.ones(classes) if normalizer == "lws" else None
+    direction, alpha = torch.zeros(dim), torch.tensor(3.0)
+    subtract = (direction, alpha) if directed else (None, None)
+    ema, count, mask = torch.zeros(dim), torch.tensor(0), torch.ones(batch, dtype=torch.bool)
+    updates = ((None, None, None),) if directed else ((None, None, None), (mask, ema, count))
+    for update in updates:
+        z, *saved, _ = kernels.logits(
+            x, w, scale, *subtract, *update, momentum=0.9, take_sum=False, dtype=dtype, **family
+        )
+    wanted = {"wants_x": True, "wants_w": True, "wants_class_scale": scale is not None}
+    kernels.logits_backward(z, x, w, *saved, scale, *subtract, **family, **wanted)
+    if directed:
+        kernels.background_exempt(x, w, scale, direction, alpha, background=0, log=True, dtype=dtype, **family)
+        kernels.alpha_sweep(x, w, scale, direction, torch.zeros(32), **family)
+        kernels.topk(x, w, scale, direction, alpha, k=5, dtype=dtype, **family)
+        kernels.update_ema_(ema, count, x, mask, momentum=0.9)
+        kernels.feature_sum(x, None)
+        kernels.fold_ema_(ema, count, torch.zeros(dim + 1), momentum=0.9)
+        configs.plan = "library"
+        try:
+            kernels.logits(x, w, scale, *subtract, None, None, None, momentum=0.9, take_sum=False, dtype=dtype, **family)
+        finally:
+            configs.plan = "single"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
