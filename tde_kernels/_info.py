@@ -13,11 +13,11 @@ from tde_kernels._version import __version__
 from tde_kernels.backends import core
 from tde_kernels.backends.product import LIBRARY
 
-# Public functions that are, as yet, plain torch around fused logits
+# Public functions that are, as yet, plain torch around fused logits, everywhere or on the CPU
 _COMPOSED = {
     "grouped_cross_entropy": "fused logits, then torch's cross entropy over them",
-    "topk": "fused logits, then torch's sort",
-    "alpha_sweep": "fused product and projections, then torch's argmax for each alpha",
+    "topk": "on the CPU fused logits, then torch's sort",
+    "alpha_sweep": "on the CPU fused product and projections, then torch's argmax for each alpha",
 }
 
 

@@ -423,4 +423,4 @@ def topk(
 def lowest_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """``torch.topk`` of ``scores [..., C]`` with ties to the lowest index, which torch leaves open."""
     values, classes = torch.sort(scores, dim=-1, descending=True, stable=True)
-    return values[..., :k], classes[..., :k]
+    return values[..., :k].contiguous(), classes[..., :k].contiguous()

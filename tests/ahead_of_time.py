@@ -70,7 +70,9 @@ class Recorder:
         self.case = ""
 
     def run(self, kernel: Any, programs: int, device: Any, arguments: dict[str, Any], config: dict[str, int]) -> None:
-        compiled = kernel.warmup(**arguments, **config, grid=(programs,))
+        compiled = kernel.warmup(
+            **arguments, **config, **launch.compiler_options(self.target.backend), grid=(programs,)
+        )
         if compiled.hash in self.seen:
             return
         self.seen.add(compiled.hash)
@@ -118,7 +120,14 @@ def main(backend: str, arch: str) -> None:
 
 
 def compile_ops(
-    recorder: Recorder, normalizer: str, dtype: torch.dtype, directed: bool, batch: int, dim: int, classes: int, heads: int
+    recorder: Recorder,
+    normalizer: str,
+    dtype: torch.dtype,
+    directed: bool,
+    batch: int,
+    dim: int,
+    classes: int,
+    heads: int,
 ) -> None:
     """Every op once, forward and backward, with and without the EMA."""
     factors = resolve(normalizer, gamma=1 / 32, exponent=0.7)
@@ -149,7 +158,9 @@ def compile_ops(
         kernels.fold_ema_(ema, count, torch.zeros(dim + 1), momentum=0.9)
         configs.plan = "library"
         try:
-            kernels.logits(x, w, scale, *subtract, None, None, None, momentum=0.9, take_sum=False, dtype=dtype, **family)
+            kernels.logits(
+                x, w, scale, *subtract, None, None, None, momentum=0.9, take_sum=False, dtype=dtype, **family
+            )
         finally:
             configs.plan = "single"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -56,7 +57,8 @@ def test_the_device_decides() -> None:
 def test_argument_beats_context_beats_environment() -> None:
     assert choice(TDE_BACKEND="reference") == "reference"
     assert choice(TDE_BACKEND="") == "cpu"
-    assert choice(TDE_BACKEND="triton") == "cpu"  # a preference, where it cannot serve, gives way
+    assert choice(TDE_BACKEND="triton", TRITON_INTERPRET="1") == "triton"
+    assert choice(TDE_BACKEND="triton", TRITON_INTERPRET="0") == "cpu"  # a preference, where it cannot serve, gives way
     with use_backend("reference"):
         assert chosen() == "reference" and chosen("cpu") == "cpu"
         with use_backend("cpu"):
@@ -111,8 +113,8 @@ def test_one_asked_for_by_name_serves_or_raises() -> None:
     ):
         with pytest.raises(ValueError, match=r"backend='cpu' cannot serve \w+: .* not float64"):
             ask()
-    with pytest.raises(ValueError, match="backend='triton' cannot serve logits"), use_backend("triton"):
-        F.grouped_logits(X, W, **FAMILY)
+    with pytest.raises(ValueError, match="backend='triton' cannot serve logits: .* not float64"), use_backend("triton"):
+        F.grouped_logits(X.double(), W.double(), **FAMILY)
     with pytest.raises(ValueError, match="backend='cuda' cannot serve logits"):
         F.grouped_logits(X, W, **FAMILY, backend="cuda")
     direction = torch.randn(12, requires_grad=True)
@@ -232,6 +234,28 @@ def test_the_context_raises_where_a_gradient_is_beyond_the_kernels() -> None:
 def test_meta_tensors_give_shapes() -> None:
     head = tde_kernels.FusedTDEHead(8, 4, device="meta").eval()
     assert head(torch.empty(5, 8, device="meta")).shape == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"), [(None, "Triton is not installed"), ("3.1.0", "it needs Triton 3.6 or newer, found 3.1.0")]
+)
+def test_a_missing_or_old_triton_is_passed_over(
+    version: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(_: str) -> str:
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+    backends.triton._installation_refusal.cache_clear()
+    try:
+        assert backends.refusal("triton", "logits", "cuda", torch.float32) == reason
+        with pytest.raises(ValueError, match=f"backend='triton' cannot serve logits: {reason}"):
+            F.grouped_logits(X, W, **FAMILY, backend="triton")
+        assert F.grouped_logits(X, W, **FAMILY).isfinite().all()
+    finally:
+        backends.triton._installation_refusal.cache_clear()
 
 
 def test_an_unknown_instruction_set_is_an_error() -> None:

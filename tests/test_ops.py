@@ -46,8 +46,10 @@ def test_logits(normalizer: str, dtype: torch.dtype, fused: Fused) -> None:
     (x, w, scale, direction), keywords = arguments(normalizer, dtype, backend, device)
     alpha, mask = torch.tensor(1.5, device=device), torch.rand(6, device=device) > 0.5
     for subtract, out in ((None, dtype), (direction, dtype), (direction, torch.bfloat16)):
-        forward = (x, w, scale, subtract, None if subtract is None else alpha, mask)
-        options = dict(keywords, take_sum=True, dtype=out)
+        ema, count = torch.zeros(12, device=device), torch.tensor(0, device=device)
+        update = (mask, ema, count) if subtract is None else (None, None, None)
+        forward = (x, w, scale, subtract, None if subtract is None else alpha, *update)
+        options = dict(keywords, momentum=0.9, take_sum=True, dtype=out)
         torch.library.opcheck(torch.ops.tde.logits.default, forward, options, test_utils=UTILS)
         z, *saved, _ = torch.ops.tde.logits(*forward, **options)
         backward = (torch.randn_like(z), x, w, *saved, scale, *forward[3:5])
@@ -62,11 +64,14 @@ def test_logits(normalizer: str, dtype: torch.dtype, fused: Fused) -> None:
 def test_inference_ops(normalizer: str, fused: Fused) -> None:
     backend, device = fused
     operands, keywords = arguments(normalizer, torch.float32, backend, device)
-    torch.library.opcheck(torch.ops.tde.effects.default, tuple(operands), keywords, test_utils=UTILS)
+    alphas = torch.tensor([0.0, 1.5], dtype=torch.float64, device=device)
+    torch.library.opcheck(torch.ops.tde.alpha_sweep.default, (*operands, alphas), keywords, test_utils=UTILS)
     for log, dtype in ((True, torch.float32), (False, torch.bfloat16)):
         options = dict(keywords, background=2, log=log, dtype=dtype)
         exempt = (*operands, torch.tensor(1.5, device=device))
         torch.library.opcheck(torch.ops.tde.background_exempt.default, exempt, options, test_utils=UTILS)
+        largest = dict(keywords, k=3, dtype=dtype)
+        torch.library.opcheck(torch.ops.tde.topk.default, exempt, largest, test_utils=UTILS)
 
 
 def test_ema_ops(fused: Fused) -> None:
@@ -81,6 +86,12 @@ def test_ema_ops(fused: Fused) -> None:
             {"momentum": 0.9, "backend": backend},
             test_utils=UTILS,
         )
+        torch.library.opcheck(
+            torch.ops.tde.update_ema_.default,
+            (torch.randn(12, device=device), count, x, mask),
+            {"momentum": 0.9, "backend": backend},
+            test_utils=UTILS,
+        )
 
 
 def test_no_output_is_another_or_an_input(fused: Fused) -> None:
@@ -90,9 +101,8 @@ def test_no_output_is_another_or_an_input(fused: Fused) -> None:
         (x, w, scale, _), keywords = arguments(normalizer, torch.float32, backend, device)
         keywords["scale"] = 1.0
         for take_sum in (False, True):
-            outs = torch.ops.tde.logits(
-                x, w, scale, None, None, None, **keywords, take_sum=take_sum, dtype=torch.float32
-            )
+            options = dict(keywords, momentum=0.0, take_sum=take_sum, dtype=torch.float32)
+            outs = torch.ops.tde.logits(x, w, scale, None, None, None, None, None, **options)
             assert len({id(out) for out in outs}) == len(outs)
             used = [out.data_ptr() for out in (*outs, x, w) if out.numel()]
             assert len(set(used)) == len(used)
@@ -100,7 +110,15 @@ def test_no_output_is_another_or_an_input(fused: Fused) -> None:
 
 def test_every_op_is_tested_here() -> None:
     """A new op has to come with its opcheck."""
-    assert set(backends.OPS) == {"logits", "effects", "feature_sum", "fold_ema_", "background_exempt"}
+    assert set(backends.OPS) == {
+        "logits",
+        "update_ema_",
+        "feature_sum",
+        "fold_ema_",
+        "background_exempt",
+        "alpha_sweep",
+        "topk",
+    }
 
 
 @pytest.fixture
@@ -114,8 +132,9 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.mark.parametrize("normalizer", ["deconfound", "lws"])
 def test_compiled_head(normalizer: str, background: int | None, fused: Fused, fresh_compiler: None) -> None:
     """fullgraph: logits, loss, gradients and EMA of three steps of changing batch size, then evaluation."""
-    _, device = fused
-    eager = FusedTDEHead(12, 9, num_heads=3, normalizer=normalizer, background_index=background, device=device)
+    backend, device = fused
+    options = {"normalizer": normalizer, "background_index": background, "backend": backend}
+    eager = FusedTDEHead(12, 9, num_heads=3, device=device, **options)
     other = copy.deepcopy(eager)
     compiled = torch.compile(other, fullgraph=True, dynamic=True)
 
@@ -142,8 +161,8 @@ def test_compiled_head(normalizer: str, background: int | None, fused: Fused, fr
 
 
 def test_compiled_step_under_autocast_with_a_loss(fused: Fused, fresh_compiler: None) -> None:
-    _, device = fused
-    eager = FusedTDEHead(12, 9, device=device)
+    backend, device = fused
+    eager = FusedTDEHead(12, 9, device=device, backend=backend)
     other = copy.deepcopy(eager)
     x, y = torch.randn(16, 12, device=device), torch.randint(9, (16,), device=device)
 

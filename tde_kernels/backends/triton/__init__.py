@@ -25,7 +25,6 @@ def _installation_refusal() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 @cache
 def _device_refusal(device_type: str) -> str | None:
     interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
@@ -42,9 +41,14 @@ def _device_refusal(device_type: str) -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result
+def _unavailable(device_type: str) -> str | None:
+    return _installation_refusal() or _device_refusal(device_type)
+
+
 def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot serve ``op``, or None."""
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it serves float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
-    reason: str | None = _installation_refusal() or _device_refusal(device_type)
+    reason: str | None = _unavailable(device_type)
     return reason

@@ -36,6 +36,17 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     return guard
 
 
+def compiler_options(backend: str) -> dict[str, int]:
+    """Options for Triton's ``backend``, cuda or hip.
+
+    Without a limit of its own NVIDIA's assembler keeps scalars in local memory to fit more programs on a processor.
+    """
+    return {"maxnreg": 248} if backend == "cuda" else {}
+
+
+_OPTIONS = compiler_options("cuda" if torch.version.hip is None else "hip")
+
+
 def autotuning() -> bool:
     """Whether launches choose the fastest configuration by trial.
 
@@ -70,7 +81,7 @@ def run(
     if programs == 0:
         return
     with _on(device):
-        kernel[(programs,)](**arguments, **config)
+        kernel[(programs,)](**arguments, **config, **_OPTIONS)
 
 
 def run_tuned(
@@ -95,7 +106,7 @@ def run_tuned(
     if programs(config) == 0:
         return
     with _on(device):
-        _tuner(kernel, choices, restored)[lambda chosen: (programs(chosen),)](**arguments)
+        _tuner(kernel, choices, restored)[lambda chosen: (programs(chosen),)](**arguments, **_OPTIONS)
 
 
 def bucket(*sizes: int) -> int:
