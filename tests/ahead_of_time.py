@@ -41,7 +41,7 @@ class CompileOnly:
 
 
 def spills(compiled: Any, target: GPUTarget) -> int:
-    """Bytes of registers that go through local memory, and of stack. AMD's scalar registers spill to vector registers."""
+    """Bytes of stack and local memory; on AMD, vector registers spilled (scalar ones spill to vector registers)."""
     if target.backend == "hip":
         return sum(map(int, re.findall(r"vgpr_spill_count:\s+(\d+)", compiled.asm["amdgcn"])))
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

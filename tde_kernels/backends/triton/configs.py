@@ -24,20 +24,20 @@ def _blocks(m: int, n: int, k: int, warps: int, stages: int) -> Config:
 
 
 # Tiles of the products, largest first. 64 rows are the least that Hopper's matrix instruction takes.
-_TILES_16 = (
+_TILES_16: tuple[Config, ...] = (
     _blocks(64, 128, 64, 8, 3),
     _blocks(64, 64, 64, 8, 3),
     _blocks(64, 32, 32, 4, 3),
     _blocks(64, 16, 32, 4, 2),
 )
-_TILES_32 = (
+_TILES_32: tuple[Config, ...] = (
     _blocks(64, 64, 16, 8, 3),
     _blocks(64, 32, 16, 8, 3),
 )
 # For the tuner alone: larger ones, that spill on some architectures
 _TRIED = (_blocks(128, 128, 32, 8, 4), _blocks(128, 64, 64, 8, 3))
 # Rows that do not start on 16 bytes are read element by element, with an address in registers for each
-_TILES_UNALIGNED = (
+_TILES_UNALIGNED: tuple[Config, ...] = (
     _blocks(64, 32, 16, 4, 2),
     _blocks(64, 16, 16, 4, 2),
 )
