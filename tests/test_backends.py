@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import torch
 import tde_kernels
 from tde_kernels import backends, use_backend
 from tde_kernels import functional as F
+from tde_kernels.backends import triton
 
 HERE = Path(__file__).parent
 X, W = torch.randn(5, 12), torch.randn(7, 12)
@@ -44,6 +48,11 @@ def chosen(asked: str | None = None, dtype: torch.dtype = torch.float32) -> str:
 
 
 needs_core = pytest.mark.skipif(backends.core.missing is not None, reason="no compiled core")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton")
+needs_interpreter = pytest.mark.skipif(
+    backends.refusal("triton", "logits", "cpu", torch.float32) is not None, reason="Triton's kernels are compiled here"
+)
+GPUS_ALONE = "it serves GPUs (TRITON_INTERPRET=1 runs its kernels on the CPU, slowly)"
 
 
 @needs_core
@@ -128,6 +137,88 @@ def test_a_gradient_of_direction_and_alpha_comes_from_the_reference() -> None:
     direction, alpha = torch.randn(12, requires_grad=True), torch.tensor(1.5, requires_grad=True)
     F.tde_logits(X, W, direction, alpha=alpha, **FAMILY).sum().backward()
     assert direction.grad is not None and direction.grad.any() and alpha.grad is not None and alpha.grad.item()
+
+
+@needs_triton
+def test_triton_refuses_float64_by_name() -> None:
+    for ask in (
+        lambda: F.grouped_logits(X.double(), W.double(), **FAMILY, backend="triton"),
+        lambda: F.feature_sum(X.double(), backend="triton"),
+        lambda: F.topk(X.double(), W.double(), 2, **FAMILY, backend="triton"),
+    ):
+        with pytest.raises(ValueError, match=r"\w+: it serves float32, bfloat16 and float16, not float64"):
+            ask()
+
+
+@needs_triton
+@needs_interpreter
+def test_interpreted_triton_serves_the_cpu_when_asked() -> None:
+    """By name alone: it is no device's preference there."""
+    assert chosen() != "triton" and chosen("triton") == "triton"
+    assert choice(TDE_BACKEND="triton", TRITON_INTERPRET="1") == "triton"
+    with use_backend("triton"):
+        got = F.grouped_logits(X, W, **FAMILY)
+    torch.testing.assert_close(got, F.grouped_logits(X, W, **FAMILY, backend="reference"))
+
+
+COMPILED_TRITON = """
+import torch
+from tde_kernels import functional as F
+try:
+    F.grouped_logits(torch.ones(2, 4), torch.ones(3, 4), num_heads=1, tau=1.0, backend="triton")
+except ValueError as error:
+    print(error)
+"""
+
+
+@needs_triton
+@pytest.mark.parametrize("switch", ["", "0"])
+def test_compiled_triton_refuses_cpu_tensors(switch: str) -> None:
+    done = python(COMPILED_TRITON, TRITON_INTERPRET=switch)
+    assert done.stdout.strip() == f"backend='triton' cannot serve logits: {GPUS_ALONE}", done.stderr[-3000:]
+
+
+@pytest.fixture(params=[None, "3.5.1", "2.0"], ids=lambda version: version or "missing")
+def without_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An installation whose Triton is missing or too old, with TDE_BACKEND=triton; why that cannot serve."""
+    installed, real = request.param, importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name != "triton":
+            return real(name)
+        if installed is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(backends, "_environment", "triton")
+    triton._installation_refusal.cache_clear()
+    yield "Triton is not installed" if installed is None else f"it needs Triton 3.6 or newer, found {installed}"
+    triton._installation_refusal.cache_clear()
+
+
+def test_a_triton_that_cannot_be_used_is_passed_over(without_triton: str) -> None:
+    """A preference gives way, and info() says why; whoever names it in code is told."""
+    info = tde_kernels.info()
+    for c in info.choices:
+        assert c.backend != "triton"
+        if c.dtype != "float64":
+            assert c.passed_over["triton"] == without_triton
+    assert without_triton in str(info)
+    want = F.grouped_logits(X, W, **FAMILY, backend="reference")
+    torch.testing.assert_close(F.grouped_logits(X, W, **FAMILY), want)
+    with pytest.raises(ValueError) as caught:
+        F.grouped_logits(X, W, **FAMILY, backend="triton")
+    assert str(caught.value) == f"backend='triton' cannot serve logits: {without_triton}"
+    with pytest.raises(ValueError, match="backend='triton' cannot serve feature_sum"), use_backend("triton"):
+        F.feature_sum(X)
+
+
+def test_the_next_triton_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions are compared as numbers: 3.10 is after 3.6."""
+    for version in ("3.6.0", "3.10.0", "4.0.0+git1234"):
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, found=version: found)
+        assert triton._installation_refusal.__wrapped__() is None
 
 
 def test_every_backend_answers_for_every_op() -> None:

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from oracle import (
+    NORMALIZERS,
+    Problem,
+    assert_close,
+    assert_within,
+    error,
+    gradients,
+    naive_exempt,
+    naive_logits,
+    problem,
+    reference_logits,
+    tiny,
+)
 from torch import Tensor
 
 from tde_kernels import FusedTDEHead, backends
@@ -13,15 +33,20 @@ pytestmark = pytest.mark.gpu
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 
 
-def serving() -> list[str]:
-    """Backends that serve the EMA on a device."""
+def serving(op: str, *, fused: bool = False) -> list[str]:
+    """Backends that serve ``op`` on a device; with ``fused`` without the reference."""
     if not torch.cuda.is_available():
-        return ["reference"]
-    served = (n for n in backends.NAMES if backends.refusal(n, "feature_sum", "cuda", torch.float32) is None)
-    return list(served)
+        return ["reference"]  # every test here is skipped
+    names = (n for n in backends.NAMES if not (fused and n == "reference"))
+    return [n for n in names if backends.refusal(n, op, "cuda", torch.float32) is None]
 
 
-BACKENDS = pytest.mark.parametrize("backend", serving())
+BACKENDS = pytest.mark.parametrize("backend", serving("feature_sum"))
+LOGITS = pytest.mark.parametrize("backend", serving("logits", fused=True))
+LOGITS_AND_REFERENCE = pytest.mark.parametrize("backend", serving("logits"))
+FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
+LARGE = 4096, 512, 1231, 2
+IMAGENET_LT = 512, 2048, 1000, 2
 
 
 def expect(x: Tensor, mask: Tensor | None, start: Tensor, momentum: float) -> Tensor:
@@ -132,6 +157,64 @@ def test_autograd_sees_the_write_and_nothing_synchronises() -> None:
     assert head.ema._version > version
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
+@pytest.mark.parametrize("tde", [False, True], ids=["eq7", "eq8"])
+def test_logits_and_gradients_at_size(tde: bool, dtype: torch.dtype) -> None:
+    """Several tiles in every direction, heads wider than a tile: what small shapes do not reach."""
+    check(problem(512, 2048, 1000, 2, tde=tde, dtype=dtype), ("triton", "cuda"), dtype)
+
+
+def test_a_step_gives_the_same_bits_every_time() -> None:
+    """Programs arrive in any order; sums do not."""
+    x = torch.randn(4096, 512, device="cuda").bfloat16()
+    w = torch.randn(1231, 512, device="cuda").bfloat16().requires_grad_()
+
+    def step() -> list[Tensor]:
+        ema, count = torch.ones(512, device="cuda"), torch.tensor(0, device="cuda")
+        z = F.grouped_logits_with_ema_(x, w, ema, count, momentum=0.9, num_heads=2, tau=16.0, backend="triton")
+        (grad,) = torch.autograd.grad(z.square().mean(), w)
+        return [z, ema, count, grad]
+
+    first = step()
+    want = 0.9 + x.double().mean(0).cpu()
+    torch.testing.assert_close(first[1].double().cpu(), want, rtol=1e-5, atol=1e-5)
+    for _ in range(50):
+        assert all(map(torch.equal, step(), first))
+
+
+def test_a_graph_is_replayed_with_another_alpha() -> None:
+    p = problem(64, 128, 100, 2, tde=True).cast(torch.float32, "cuda")
+    alpha = torch.tensor(0.0, device="cuda")
+
+    def run() -> Tensor:
+        return F.tde_logits(p.x, p.w, p.direction, alpha=alpha, **p.family, backend="triton")
+
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    for value in (0.0, 1.5, -2.0):
+        alpha.fill_(value)
+        graph.replay()
+        assert torch.equal(out, run())
+
+
+def test_trials_of_the_tuner_leave_the_average_alone() -> None:
+    code = """
+import torch
+from tde_kernels import FusedTDEHead
+head, x = FusedTDEHead(256, 1000, momentum=0.5, backend="triton", device="cuda"), torch.ones(512, 256, device="cuda")
+for _ in range(2):
+    head(x).sum().backward()
+assert head.num_updates == 2 and (head.ema == 1.5).all(), (head.num_updates, head.ema)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "TDE_AUTOTUNE": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_refusals_say_why() -> None:
     assert "not on cpu" in str(backends.refusal("cuda", "feature_sum", "cpu", torch.float32)) or "no CUDA" in str(
         backends.refusal("cuda", "feature_sum", "cpu", torch.float32)
@@ -145,3 +228,244 @@ def test_mixed_devices_are_refused() -> None:
     x, w = torch.ones(3, 4, device="cuda"), torch.ones(5, 4)
     with pytest.raises(ValueError, match="w must be on the device of x, cuda:0, got cpu"):
         F.grouped_logits(x, w, num_heads=1, tau=1.0)
+
+
+@LOGITS
+@pytest.mark.parametrize("masked", [False, True])
+def test_two_training_steps_give_the_same_bits(masked: bool, backend: str) -> None:
+    """Logits, gradients and EMA: no order in which programs happen to run may show in a sum."""
+    p = problem(*LARGE, dtype=torch.bfloat16).cast(torch.bfloat16, "cuda", grad=True)
+    upstream = torch.randn(LARGE[0], LARGE[2], device="cuda").bfloat16()
+    mask = torch.rand(LARGE[0], device="cuda") > 0.5 if masked else None
+
+    def step() -> list[Tensor]:
+        ema, count = torch.zeros(LARGE[1], device="cuda"), torch.tensor(0, device="cuda")
+        z = F.grouped_logits_with_ema_(p.x, p.w, ema, count, momentum=0.9, mask=mask, **p.family, backend=backend)
+        return [z.detach(), ema, count, *torch.autograd.grad(z, p.leaves(), upstream)]
+
+    first = step()
+    assert first[2] == 1 and all(a.isfinite().all() for a in first)
+    for _ in range(5):
+        assert all(map(torch.equal, step(), first))
+
+
+@LOGITS_AND_REFERENCE
+@DTYPES
+def test_the_ema_riding_along_is_the_ema_alone(dtype: torch.dtype, backend: str) -> None:
+    """Fifty calls back to back, of changing sizes: a counter of arrivals that is not left at zero folds too soon."""
+    p = problem(*LARGE, dtype=dtype).cast(dtype, "cuda")
+    riding, alone = (torch.zeros(LARGE[1], device="cuda") for _ in range(2))
+    count = torch.tensor(0, device="cuda")
+    for call in range(50):
+        rows = (LARGE[0], 129, 1000, 1)[call % 4]
+        classes = (LARGE[2], 17)[call % 3 == 0]
+        x = p.x[torch.randperm(LARGE[0], device="cuda")[:rows]]
+        mask = torch.rand(rows, device="cuda") > 0.5 if call % 2 and rows > 1 else None
+        family = dict(p.family, backend=backend)
+        F.grouped_logits_with_ema_(x, p.w[:classes], riding, count, momentum=0.5, mask=mask, **family)
+        F.update_head_ema_(alone, x, momentum=0.5, mask=mask, backend=backend)
+        torch.testing.assert_close(riding, alone, rtol=1e-6, atol=1e-6)
+    assert count == 50
+
+
+@LOGITS_AND_REFERENCE
+@DTYPES
+def test_capture_of_logits_with_another_alpha(dtype: torch.dtype, backend: str) -> None:
+    """alpha lies on the device: a graph reads what it holds when it is replayed, and the features of then."""
+    p = problem(300, 128, 77, 2, tde=True, dtype=dtype).cast(dtype, "cuda")
+    alpha = torch.tensor(0.5, device="cuda")
+
+    def run(strength: Tensor | float) -> Tensor:
+        return F.tde_logits(p.x, p.w, p.direction, alpha=strength, **p.family, backend=backend)
+
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        run(alpha)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(alpha)
+    results = []
+    for strength in (0.5, 3.0, 0.0):
+        alpha.fill_(strength)
+        graph.replay()
+        torch.testing.assert_close(out, run(strength))
+        results.append(out.clone())
+    assert not torch.equal(results[0], results[1])
+    p.x.mul_(-1)
+    graph.replay()
+    torch.testing.assert_close(out, run(0.0))
+
+
+@LOGITS_AND_REFERENCE
+@DTYPES
+def test_capture_of_a_training_step(dtype: torch.dtype, backend: str) -> None:
+    """Each replay takes the features of then into the EMA once, counts, and gives their gradients."""
+    p = problem(300, 128, 77, 2, dtype=dtype).cast(dtype, "cuda", grad=True)
+    upstream = torch.randn(300, 77, device="cuda").to(dtype)
+    ema, count = torch.zeros(128, device="cuda"), torch.tensor(0, device="cuda")
+
+    def step(ema: Tensor, count: Tensor) -> list[Tensor]:
+        z = F.grouped_logits_with_ema_(p.x, p.w, ema, count, momentum=0.5, **p.family, backend=backend)
+        return [z.detach(), *torch.autograd.grad(z, p.leaves(), upstream)]
+
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        for _ in range(2):
+            step(ema, count)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outs = step(ema, count)
+    ema.zero_()
+    count.zero_()
+    expected, expected_count = torch.zeros_like(ema), torch.zeros_like(count)
+    for replay in range(4):
+        with torch.no_grad():
+            p.x.copy_(torch.randn(300, 128, device="cuda") + replay)
+        graph.replay()
+        for got, want in zip(outs, step(expected, expected_count), strict=True):
+            torch.testing.assert_close(got, want)
+        torch.testing.assert_close(ema, expected, rtol=1e-6, atol=1e-6)
+        assert count == expected_count == replay + 1
+
+
+@LOGITS
+def test_logits_run_on_the_current_stream(backend: str) -> None:
+    """Operands that a stream is still writing, forward and backward: only work queued there sees them whole."""
+    p = problem(2048, 512, 300, 2, tde=True, dtype=torch.bfloat16).cast(torch.bfloat16, "cuda")
+    upstream = torch.randn(2048, 300, device="cuda").bfloat16()
+    late = replace(p, x=torch.zeros_like(p.x).requires_grad_(), w=torch.ones_like(p.w).requires_grad_())
+
+    def run(q: Problem) -> Tensor:
+        return F.tde_logits(q.x, q.w, q.direction, alpha=1.5, **q.family, backend=backend)
+
+    want = gradients(p.cast(torch.bfloat16, "cuda", grad=True), run, upstream)
+    gradients(late, run, upstream)  # loads the kernels
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        with torch.no_grad():
+            late.x.copy_(p.x)
+            late.w.copy_(p.w)
+        got = gradients(late, run, upstream)
+    stream.synchronize()
+    torch.testing.assert_close(got[0], want[0])
+    for ours, theirs in zip(got[1], want[1], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def fused_logits(backend: str) -> Callable[[Problem], Tensor]:
+    def run(p: Problem) -> Tensor:
+        if p.direction is None:
+            return F.grouped_logits(p.x, p.w, **p.family, backend=backend)
+        return F.tde_logits(p.x, p.w, p.direction, alpha=p.alpha, **p.family, backend=backend)
+
+    return run
+
+
+@LOGITS
+@FLOATS
+@pytest.mark.parametrize("tde", [False, True], ids=["eq7", "eq8"])
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_oracle_of_logits(normalizer: str, tde: bool, dtype: torch.dtype, backend: str) -> None:
+    """At a size where many programs work on one result, which no CPU test reaches."""
+    p = problem(*IMAGENET_LT, normalizer, tde=tde, dtype=dtype)
+    upstream = torch.randn(IMAGENET_LT[0], IMAGENET_LT[2], device="cuda").to(dtype)
+    want = gradients(p.cast(torch.float64, "cuda", grad=True), reference_logits, upstream)
+    naive = gradients(p.cast(dtype, "cuda", grad=True), naive_logits, upstream)
+    ours = gradients(p.cast(dtype, "cuda", grad=True), fused_logits(backend), upstream)
+    assert ours[0].dtype == dtype
+    names = "logits", "gradient of x", "gradient of w", "gradient of class_scale"
+    results = zip(names, (ours[0], *ours[1]), (naive[0], *naive[1]), (want[0], *want[1]), strict=False)
+    for name, got, theirs, right in results:
+        assert_close(got, theirs, right, name)
+
+
+@pytest.mark.parametrize("backend", serving("background_exempt", fused=True))
+@FLOATS
+def test_oracle_of_background_exempt(dtype: torch.dtype, backend: str) -> None:
+    p = replace(problem(*IMAGENET_LT, tde=True, dtype=dtype), tau=4.0).cast(dtype, "cuda")
+    q = p.cast(torch.float64, "cuda")
+    for background in (0, 999):
+        options = {"alpha": p.alpha, "background_index": background}
+        want = F.background_exempt(q.x, q.w, q.direction, **options, **q.family, backend="reference")
+        got = F.background_exempt(p.x, p.w, p.direction, **options, **p.family, backend=backend)
+        assert got.dtype == dtype
+        assert_close(got, naive_exempt(p, background), want, "probabilities")
+        logs = F.background_exempt(p.x, p.w, p.direction, **options, **p.family, log=True, backend=backend)
+        assert_close(logs, naive_exempt(p.cast(torch.float32, "cuda"), background).log().to(dtype), want.log(), "logs")
+
+
+@pytest.mark.parametrize("backend", serving("alpha_sweep", fused=True))
+@FLOATS
+def test_oracle_of_alpha_sweep(dtype: torch.dtype, backend: str) -> None:
+    """The winners' exact logits are the largest, but for what float32 loses: of two near ties either may be named."""
+    p = problem(*IMAGENET_LT, tde=True, dtype=dtype).cast(dtype, "cuda")
+    alphas = [0.0, 0.5, 1.5, 6.0]
+    found = F.alpha_sweep(p.x, p.w, p.direction, alphas, **p.family, backend=backend)
+    assert found.dtype == torch.int64 and found.shape == (4, IMAGENET_LT[0])
+    for alpha, classes in zip(alphas, found, strict=True):
+        exact = replace(p.cast(torch.float64, "cuda"), alpha=alpha)
+        want = reference_logits(exact)
+        single = error(naive_logits(exact.cast(torch.float32, "cuda")), want)
+        short = want.amax(-1) - want.gather(1, classes[:, None])[:, 0]
+        assert (short / want.abs().amax(-1)).max() <= 2 * (2 * single + tiny(torch.float32))
+
+
+@pytest.mark.parametrize("backend", serving("topk", fused=True))
+@FLOATS
+@pytest.mark.parametrize("tde", [False, True], ids=["eq7", "eq8"])
+def test_oracle_of_topk(tde: bool, dtype: torch.dtype, backend: str) -> None:
+    p = problem(*IMAGENET_LT, tde=tde, dtype=dtype).cast(dtype, "cuda")
+    want, naive = reference_logits(p.cast(torch.float64, "cuda")), naive_logits(p)
+    options = {} if p.direction is None else {"direction": p.direction, "alpha": p.alpha}
+    for k in (1, 5, 32):
+        values, classes = F.topk(p.x, p.w, k, **options, **p.family, backend=backend)
+        assert values.dtype == dtype and classes.dtype == torch.int64
+        theirs = error(naive, want)
+        assert_within(values, theirs, want.topk(k).values, "values")
+        assert_within(values, theirs, want.gather(1, classes), "values of the classes named")
+        assert (values[:, :-1] >= values[:, 1:]).all()
+        assert all(len(set(row)) == k for row in classes.tolist())
+
+
+AUTOTUNED = """
+import torch
+from oracle import problem
+from tde_kernels import functional as F
+from tde_kernels.backends.triton import launch
+assert launch.autotuning()
+p = problem(512, 512, 300, 2, dtype=torch.bfloat16).cast(torch.bfloat16, "cuda", grad=True)
+ema, count = torch.zeros(512, device="cuda"), torch.tensor(0, device="cuda")
+want = torch.zeros(512, device="cuda")
+for step in range(3):
+    z = F.grouped_logits_with_ema_(p.x, p.w, ema, count, momentum=0.5, **p.family, backend="triton")
+    z.sum().backward()
+    assert launch._tuner.cache_info().currsize > 0, "nothing was tuned"
+    F.update_head_ema_(want, p.x, momentum=0.5, backend="reference")
+    torch.testing.assert_close(ema, want, rtol=1e-5, atol=1e-5)
+    assert count == step + 1, count
+torch.testing.assert_close(z, F.grouped_logits(p.x, p.w, **p.family, backend="reference"), rtol=2e-2, atol=5e-2)
+F.grouped_logits(p.x, p.w, **p.family, backend="triton")  # and without an EMA, of which there is nothing to restore
+with torch.no_grad():
+    F.grouped_logits(p.x[:17], p.w, **p.family, backend="triton")
+"""
+
+
+@pytest.mark.skipif("triton" not in serving("logits"), reason="Triton serves no device here")
+def test_trials_of_the_autotuner_do_not_fold_the_ema(tmp_path: Path) -> None:
+    """A step that tunes runs the kernel many times and updates once; its cache is fresh, so that it does tune."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {"TDE_AUTOTUNE": "1", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", AUTOTUNED],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -45,9 +45,13 @@ def test_logits(normalizer: str, dtype: torch.dtype, fused: Fused) -> None:
     backend, device = fused
     (x, w, scale, direction), keywords = arguments(normalizer, dtype, backend, device)
     alpha, mask = torch.tensor(1.5, device=device), torch.rand(6, device=device) > 0.5
-    for subtract, out in ((None, dtype), (direction, dtype), (direction, torch.bfloat16)):
-        ema, count = torch.zeros(12, device=device), torch.tensor(0, device=device)
-        update = (mask, ema, count) if subtract is None else (None, None, None)
+    ema, count = torch.zeros(12, device=device), torch.tensor(0, device=device)
+    nothing = None, None, None
+    for subtract, update, out in (
+        (None, (mask, ema, count), dtype),
+        (direction, nothing, dtype),
+        (direction, (None, ema, None), torch.bfloat16),
+    ):
         forward = (x, w, scale, subtract, None if subtract is None else alpha, *update)
         options = dict(keywords, momentum=0.9, take_sum=True, dtype=out)
         torch.library.opcheck(torch.ops.tde.logits.default, forward, options, test_utils=UTILS)
