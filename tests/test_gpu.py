@@ -157,64 +157,6 @@ def test_autograd_sees_the_write_and_nothing_synchronises() -> None:
     assert head.ema._version > version
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
-@pytest.mark.parametrize("tde", [False, True], ids=["eq7", "eq8"])
-def test_logits_and_gradients_at_size(tde: bool, dtype: torch.dtype) -> None:
-    """Several tiles in every direction, heads wider than a tile: what small shapes do not reach."""
-    check(problem(512, 2048, 1000, 2, tde=tde, dtype=dtype), ("triton", "cuda"), dtype)
-
-
-def test_a_step_gives_the_same_bits_every_time() -> None:
-    """Programs arrive in any order; sums do not."""
-    x = torch.randn(4096, 512, device="cuda").bfloat16()
-    w = torch.randn(1231, 512, device="cuda").bfloat16().requires_grad_()
-
-    def step() -> list[Tensor]:
-        ema, count = torch.ones(512, device="cuda"), torch.tensor(0, device="cuda")
-        z = F.grouped_logits_with_ema_(x, w, ema, count, momentum=0.9, num_heads=2, tau=16.0, backend="triton")
-        (grad,) = torch.autograd.grad(z.square().mean(), w)
-        return [z, ema, count, grad]
-
-    first = step()
-    want = 0.9 + x.double().mean(0).cpu()
-    torch.testing.assert_close(first[1].double().cpu(), want, rtol=1e-5, atol=1e-5)
-    for _ in range(50):
-        assert all(map(torch.equal, step(), first))
-
-
-def test_a_graph_is_replayed_with_another_alpha() -> None:
-    p = problem(64, 128, 100, 2, tde=True).cast(torch.float32, "cuda")
-    alpha = torch.tensor(0.0, device="cuda")
-
-    def run() -> Tensor:
-        return F.tde_logits(p.x, p.w, p.direction, alpha=alpha, **p.family, backend="triton")
-
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run()
-    for value in (0.0, 1.5, -2.0):
-        alpha.fill_(value)
-        graph.replay()
-        assert torch.equal(out, run())
-
-
-def test_trials_of_the_tuner_leave_the_average_alone() -> None:
-    code = """
-import torch
-from tde_kernels import FusedTDEHead
-head, x = FusedTDEHead(256, 1000, momentum=0.5, backend="triton", device="cuda"), torch.ones(512, 256, device="cuda")
-for _ in range(2):
-    head(x).sum().backward()
-assert head.num_updates == 2 and (head.ema == 1.5).all(), (head.num_updates, head.ema)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "TDE_AUTOTUNE": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def test_refusals_say_why() -> None:
     assert "not on cpu" in str(backends.refusal("cuda", "feature_sum", "cpu", torch.float32)) or "no CUDA" in str(
         backends.refusal("cuda", "feature_sum", "cpu", torch.float32)
