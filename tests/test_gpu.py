@@ -300,6 +300,13 @@ def test_logits_run_on_the_current_stream(backend: str) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def skip_unless_served(backend: str, op: str, dtype: torch.dtype) -> None:
+    """A backend may serve an op for some dtypes alone."""
+    reason = backends.refusal(backend, op, "cuda", dtype)
+    if reason is not None:
+        pytest.skip(reason)
+
+
 def fused_logits(backend: str) -> Callable[[Problem], Tensor]:
     def run(p: Problem) -> Tensor:
         if p.direction is None:
@@ -315,6 +322,7 @@ def fused_logits(backend: str) -> Callable[[Problem], Tensor]:
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_oracle_of_logits(normalizer: str, tde: bool, dtype: torch.dtype, backend: str) -> None:
     """At a size where many programs work on one result, which no CPU test reaches."""
+    skip_unless_served(backend, "logits", dtype)
     p = problem(*IMAGENET_LT, normalizer, tde=tde, dtype=dtype)
     upstream = torch.randn(IMAGENET_LT[0], IMAGENET_LT[2], device="cuda").to(dtype)
     want = gradients(p.cast(torch.float64, "cuda", grad=True), reference_logits, upstream)
@@ -330,6 +338,7 @@ def test_oracle_of_logits(normalizer: str, tde: bool, dtype: torch.dtype, backen
 @pytest.mark.parametrize("backend", serving("background_exempt", fused=True))
 @FLOATS
 def test_oracle_of_background_exempt(dtype: torch.dtype, backend: str) -> None:
+    skip_unless_served(backend, "background_exempt", dtype)
     p = replace(problem(*IMAGENET_LT, tde=True, dtype=dtype), tau=4.0).cast(dtype, "cuda")
     q = p.cast(torch.float64, "cuda")
     for background in (0, 999):
@@ -346,6 +355,7 @@ def test_oracle_of_background_exempt(dtype: torch.dtype, backend: str) -> None:
 @FLOATS
 def test_oracle_of_alpha_sweep(dtype: torch.dtype, backend: str) -> None:
     """The winners' exact logits are the largest, but for what float32 loses: of two near ties either may be named."""
+    skip_unless_served(backend, "alpha_sweep", dtype)
     p = problem(*IMAGENET_LT, tde=True, dtype=dtype).cast(dtype, "cuda")
     alphas = [0.0, 0.5, 1.5, 6.0]
     found = F.alpha_sweep(p.x, p.w, p.direction, alphas, **p.family, backend=backend)
@@ -362,6 +372,7 @@ def test_oracle_of_alpha_sweep(dtype: torch.dtype, backend: str) -> None:
 @FLOATS
 @pytest.mark.parametrize("tde", [False, True], ids=["eq7", "eq8"])
 def test_oracle_of_topk(tde: bool, dtype: torch.dtype, backend: str) -> None:
+    skip_unless_served(backend, "topk", dtype)
     p = problem(*IMAGENET_LT, tde=tde, dtype=dtype).cast(dtype, "cuda")
     want, naive = reference_logits(p.cast(torch.float64, "cuda")), naive_logits(p)
     options = {} if p.direction is None else {"direction": p.direction, "alpha": p.alpha}

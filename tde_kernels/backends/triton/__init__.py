@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 from functools import cache
 
 import torch
@@ -20,7 +21,7 @@ def _installation_refusal() -> str | None:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         return "Triton is not installed"
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:  # "3.7rc1" has no third number yet
         return f"it needs Triton {'.'.join(map(str, OLDEST))} or newer, found {version}"
     return None
 

@@ -169,7 +169,7 @@ def _single_pass(
         arguments,
         choices[0],
         choices[1:],
-        restored=("ema", "num_updates"),
+        restored=tuple(name for name in ("ema", "num_updates") if sum_inputs[name] is not None),
     )
     return logits, sum_inputs["sums"]
 
