@@ -133,12 +133,13 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, *_, class_scale, _, _ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # asked for once: checkpointing recomputes at each asking
+        x, w, class_scale = saved[0], saved[1], saved[-3]
         num_heads, scale, feature_factor, weight_factor, backend = ctx.family
         wants_x, wants_w, wants_class_scale = ctx.needs_input_grad[:3]
         dx, dw, dclass_scale = torch.ops.tde.logits_backward(
             grad,
-            *ctx.saved_tensors,
+            *saved,
             num_heads=num_heads,
             scale=scale,
             feature_factor=feature_factor,
