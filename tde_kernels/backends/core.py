@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tde_kernels.backends.grouped import Rows
+
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 if os.environ.get("TDE_CPU_ISA", "baseline") not in INSTRUCTION_SETS:
     raise ValueError(f"TDE_CPU_ISA must be one of {', '.join(INSTRUCTION_SETS)}, got {os.environ['TDE_CPU_ISA']!r}")
@@ -55,6 +57,18 @@ def matrix(a: Tensor) -> object:
     core = compiled()
     dtype = core.DType.f32 if a.dtype == torch.float32 else core.DType.bf16
     return core.Matrix(a.data_ptr(), dtype, a.shape[0], a.shape[1], a.stride(0))
+
+
+def row_transform(rows: Rows) -> object:
+    """How ``rows`` are scaled, as the core sees it. The caller keeps them alive."""
+    offset, power = rows.factor
+    small = map(address, (rows.divisor, rows.direction, rows.alpha))
+    return compiled().RowTransform(rows.num_heads, offset, power, rows.scale, *small)
+
+
+def kept(a: Tensor) -> Tensor | None:
+    """One of an op's :class:`Saved` outputs, or None where it is empty."""
+    return a if a.dim() == 2 else None
 
 
 def address(a: Tensor | None) -> int:

@@ -10,35 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tde_kernels.backends.grouped import Grouped
 from tde_kernels.normalizers import Classifier
-from tde_kernels.ops.library import define
+from tde_kernels.ops.library import define_grouped
 
 
-def _fake(x: Tensor, w: Tensor, class_scale: Tensor | None, direction: Tensor, alphas: Tensor, **_: Any) -> Tensor:
-    return x.new_empty((alphas.shape[0], x.shape[0]), dtype=torch.int64)
+def _fake(p: Grouped, alphas: Tensor, **_: Any) -> Tensor:
+    return p.x.new_empty((alphas.shape[0], p.x.shape[0]), dtype=torch.int64)
 
 
-define(
-    "alpha_sweep(Tensor x, Tensor w, Tensor? class_scale, Tensor direction, Tensor alphas, *, int num_heads, "
-    "float scale, float[] feature_factor, float[] weight_factor, str backend) -> Tensor",
-    fake=_fake,
-)
+define_grouped("alpha_sweep", ", Tensor alphas", "", "Tensor", fake=_fake)
 
 
 def alpha_sweep(
     x: Tensor, w: Tensor, direction: Tensor, alphas: Tensor, classifier: Classifier, *, backend: str
 ) -> Tensor:
     """Classes int64 ``[A, B]`` of ``x [B, D]`` for ``alphas [A]``, from a product in float32."""
-    result: Tensor = torch.ops.tde.alpha_sweep(
-        x,
-        w,
-        classifier.class_scale,
-        direction,
-        alphas,
-        num_heads=classifier.num_heads,
-        scale=classifier.scale,
-        feature_factor=classifier.normalizer.feature,
-        weight_factor=classifier.normalizer.weight,
-        backend=backend,
-    )
+    p = Grouped.of(x, w, classifier, direction)
+    result: Tensor = torch.ops.tde.alpha_sweep(*p.tensors, alphas, **p.family, backend=backend)
     return result

@@ -10,20 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tde_kernels.backends.grouped import Grouped
 from tde_kernels.normalizers import Classifier
-from tde_kernels.ops.library import define
+from tde_kernels.ops.library import define_grouped
 
 
-def _fake(x: Tensor, w: Tensor, *_: Tensor | None, dtype: torch.dtype, **__: Any) -> Tensor:
-    return x.new_empty((x.shape[0], w.shape[0]), dtype=dtype)
+def _fake(p: Grouped, *, dtype: torch.dtype, **_: Any) -> Tensor:
+    return p.x.new_empty((p.x.shape[0], p.w.shape[0]), dtype=dtype)
 
 
-define(
-    "background_exempt(Tensor x, Tensor w, Tensor? class_scale, Tensor direction, Tensor alpha, *, int num_heads, "
-    "float scale, float[] feature_factor, float[] weight_factor, int background, bool log, ScalarType dtype, "
-    "str backend) -> Tensor",
-    fake=_fake,
-)
+define_grouped("background_exempt", "", ", int background, bool log, ScalarType dtype", "Tensor", fake=_fake)
 
 
 def background_exempt(
@@ -39,19 +35,8 @@ def background_exempt(
     backend: str,
 ) -> Tensor:
     """Probabilities of Eq. 9, or their logarithms, ``[B, C]`` in ``dtype``, of ``x [B, D]``."""
+    p = Grouped.of(x, w, classifier, direction, alpha)
     result: Tensor = torch.ops.tde.background_exempt(
-        x,
-        w,
-        classifier.class_scale,
-        direction,
-        alpha,
-        num_heads=classifier.num_heads,
-        scale=classifier.scale,
-        feature_factor=classifier.normalizer.feature,
-        weight_factor=classifier.normalizer.weight,
-        background=background,
-        log=log,
-        dtype=dtype,
-        backend=backend,
+        *p.tensors, **p.family, background=background, log=log, dtype=dtype, backend=backend
     )
     return result

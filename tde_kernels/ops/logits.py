@@ -13,78 +13,43 @@ import torch
 from torch import Tensor
 
 from tde_kernels.backends import implementation
+from tde_kernels.backends.grouped import Grouped
 from tde_kernels.normalizers import Classifier, NormFactor
-from tde_kernels.ops.library import define
-
-_FAMILY = "int num_heads, float scale, float[] feature_factor, float[] weight_factor"
+from tde_kernels.ops.library import define_grouped
 
 
 def _fake(
-    x: Tensor,
-    w: Tensor,
-    class_scale: Tensor | None,
-    direction: Tensor | None,
-    alpha: Tensor | None,
-    mask: Tensor | None,
-    ema: Tensor | None,
-    num_updates: Tensor | None,
-    *,
-    num_heads: int,
-    scale: float,
-    feature_factor: list[float],
-    weight_factor: list[float],
-    momentum: float,
-    take_sum: bool,
-    dtype: torch.dtype,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    saved = implementation(backend).saves(
-        x,
-        w,
-        class_scale,
-        direction,
-        num_heads=num_heads,
-        scale=scale,
-        feature_factor=feature_factor,
-        weight_factor=weight_factor,
-        dtype=dtype,
-    )
+    p: Grouped, *_: Tensor | None, take_sum: bool, dtype: torch.dtype, backend: str, **__: Any
+) -> tuple[Any, ...]:
     return (
-        x.new_empty((x.shape[0], w.shape[0]), dtype=dtype),
-        *(x.new_empty(shape, dtype=kind) for shape, kind in saved),
-        x.new_empty(x.shape[1] + 1 if take_sum else 0, dtype=torch.float32),
+        p.x.new_empty((p.x.shape[0], p.w.shape[0]), dtype=dtype),
+        *(p.x.new_empty(shape, dtype=kind) for shape, kind in implementation(backend).saves(p, dtype)),
+        p.x.new_empty(p.x.shape[1] + 1 if take_sum else 0, dtype=torch.float32),
     )
 
 
 def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
-    w: Tensor,
-    *_: Tensor | None,
-    wants_x: bool,
-    wants_w: bool,
-    wants_class_scale: bool,
-    **__: Any,
+    p: Grouped, *_: Tensor, wants_x: bool, wants_w: bool, wants_class_scale: bool, **__: Any
 ) -> tuple[Tensor, ...]:
     def like(a: Tensor, wanted: bool) -> Tensor:
         return a.new_empty(a.shape) if wanted else a.new_empty(0, dtype=torch.float32)
 
-    dscale = x.new_empty(w.shape[0] if wants_class_scale else 0, dtype=torch.float32)
-    return like(x, wants_x), like(w, wants_w or wants_class_scale), dscale
+    dscale = p.x.new_empty(p.w.shape[0] if wants_class_scale else 0, dtype=torch.float32)
+    return like(p.x, wants_x), like(p.w, wants_w or wants_class_scale), dscale
 
 
-define(
-    "logits(Tensor x, Tensor w, Tensor? class_scale, Tensor? direction, Tensor? alpha, Tensor? mask, "
-    f"Tensor(a!)? ema, Tensor(b!)? num_updates, *, {_FAMILY}, float momentum, bool take_sum, ScalarType dtype, "
-    "str backend) -> (Tensor logits, Tensor x_hat, Tensor w_hat, Tensor x_norms, Tensor w_norms, Tensor along_x, "
-    "Tensor feature_sum)",
+define_grouped(
+    "logits",
+    ", Tensor? mask, Tensor(a!)? ema, Tensor(b!)? num_updates",
+    ", float momentum, bool take_sum, ScalarType dtype",
+    "(Tensor logits, Tensor x_hat, Tensor w_hat, Tensor x_norms, Tensor w_norms, Tensor along_x, Tensor feature_sum)",
     fake=_fake,
 )
-define(
-    "logits_backward(Tensor grad, Tensor x, Tensor w, Tensor x_hat, Tensor w_hat, Tensor x_norms, Tensor w_norms, "
-    "Tensor along_x, Tensor? class_scale, Tensor? direction, Tensor? alpha, *, "
-    f"{_FAMILY}, bool wants_x, bool wants_w, bool wants_class_scale, str backend) "
-    "-> (Tensor dx, Tensor dw, Tensor dclass_scale)",
+define_grouped(
+    "logits_backward",
+    ", Tensor grad, Tensor x_hat, Tensor w_hat, Tensor x_norms, Tensor w_norms, Tensor along_x",
+    ", bool wants_x, bool wants_w, bool wants_class_scale",
+    "(Tensor dx, Tensor dw, Tensor dclass_scale)",
     fake=_fake_backward,
 )
 
@@ -113,49 +78,43 @@ class _Differentiable(torch.autograd.Function):
         x: Tensor,
         w: Tensor,
         class_scale: Tensor | None,
-        logits: Tensor,
         direction: Tensor | None,
         alpha: Tensor | None,
-        x_hat: Tensor,
-        w_hat: Tensor,
-        x_norms: Tensor,
-        w_norms: Tensor,
-        along_x: Tensor,
         num_heads: int,
         scale: float,
         feature_factor: NormFactor,
         weight_factor: NormFactor,
+        logits: Tensor,
         backend: str,
+        *saved: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, w, x_hat, w_hat, x_norms, w_norms, along_x, class_scale, direction, alpha)
-        ctx.family = num_heads, scale, feature_factor, weight_factor, backend
+        ctx.save_for_backward(x, w, class_scale, direction, alpha, *saved)
+        ctx.family = num_heads, scale, feature_factor, weight_factor
+        ctx.backend = backend
         return logits.view_as(logits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # asked for once: checkpointing recomputes at each asking
-        x, w, class_scale = saved[0], saved[1], saved[-3]
-        num_heads, scale, feature_factor, weight_factor, backend = ctx.family
+        tensors = ctx.saved_tensors  # asked for once: checkpointing recomputes at each asking
+        p = Grouped(*tensors[:5], *ctx.family)
         wants_x, wants_w, wants_class_scale = ctx.needs_input_grad[:3]
         dx, dw, dclass_scale = torch.ops.tde.logits_backward(
+            *p.tensors,
             grad,
-            *saved,
-            num_heads=num_heads,
-            scale=scale,
-            feature_factor=feature_factor,
-            weight_factor=weight_factor,
+            *tensors[5:],
+            **p.family,
             wants_x=wants_x,
             wants_w=wants_w,
             wants_class_scale=wants_class_scale,
-            backend=backend,
+            backend=ctx.backend,
         )
         if torch.is_grad_enabled():  # create_graph=True
-            dx, dw = _Once.apply(dx, grad, x, w), _Once.apply(dw, grad, x, w)
+            dx, dw = _Once.apply(dx, grad, p.x, p.w), _Once.apply(dw, grad, p.x, p.w)
         return (
             dx if wants_x else None,
             dw if wants_w else None,
-            dclass_scale.to(class_scale.dtype) if wants_class_scale else None,
-            *(None,) * 13,
+            dclass_scale.to(p.class_scale.dtype) if p.class_scale is not None and wants_class_scale else None,
+            *(None,) * (len(ctx.needs_input_grad) - 3),
         )
 
 
@@ -182,26 +141,18 @@ def logits(
 
     With ``ema [D]``, the batch is folded into it in the same pass.
     """
-    family = {
-        "num_heads": classifier.num_heads,
-        "scale": classifier.scale,
-        "feature_factor": classifier.normalizer.feature,
-        "weight_factor": classifier.normalizer.weight,
-        "backend": backend,
-    }
-    operands = x, w, classifier.class_scale
+    p = Grouped.of(x, w, classifier, direction, alpha)
     z, *saved, feature_sum = torch.ops.tde.logits(
-        *map(_detached, operands),
-        direction,
-        alpha,
+        *map(_detached, p.tensors),
         mask,
         ema,
         num_updates,
+        **p.family,
         momentum=momentum,
         take_sum=take_sum,
         dtype=dtype,
-        **family,
+        backend=backend,
     )
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in operands):
-        z = _Differentiable.apply(*operands, z, direction, alpha, *saved, *family.values())
+    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in p.tensors[:3]):
+        z = _Differentiable.apply(*p, z, backend, *saved)
     return z, feature_sum

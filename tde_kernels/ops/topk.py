@@ -7,20 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tde_kernels.backends.grouped import Grouped
 from tde_kernels.normalizers import Classifier
-from tde_kernels.ops.library import define
+from tde_kernels.ops.library import define_grouped
 
 
-def _fake(x: Tensor, w: Tensor, *_: Tensor | None, k: int, dtype: torch.dtype, **__: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty((x.shape[0], k), dtype=dtype), x.new_empty((x.shape[0], k), dtype=torch.int64)
+def _fake(p: Grouped, *, k: int, dtype: torch.dtype, **_: Any) -> tuple[Tensor, Tensor]:
+    shape = p.x.shape[0], k
+    return p.x.new_empty(shape, dtype=dtype), p.x.new_empty(shape, dtype=torch.int64)
 
 
-define(
-    "topk(Tensor x, Tensor w, Tensor? class_scale, Tensor? direction, Tensor? alpha, *, int k, int num_heads, "
-    "float scale, float[] feature_factor, float[] weight_factor, ScalarType dtype, str backend) "
-    "-> (Tensor values, Tensor classes)",
-    fake=_fake,
-)
+define_grouped("topk", "", ", int k, ScalarType dtype", "(Tensor values, Tensor classes)", fake=_fake)
 
 
 def topk(
@@ -35,18 +32,6 @@ def topk(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Values in ``dtype`` and classes int64, both ``[B, k]``, of ``x [B, D]``, in descending order."""
-    values, classes = torch.ops.tde.topk(
-        x,
-        w,
-        classifier.class_scale,
-        direction,
-        alpha,
-        k=k,
-        num_heads=classifier.num_heads,
-        scale=classifier.scale,
-        feature_factor=classifier.normalizer.feature,
-        weight_factor=classifier.normalizer.weight,
-        dtype=dtype,
-        backend=backend,
-    )
+    p = Grouped.of(x, w, classifier, direction, alpha)
+    values, classes = torch.ops.tde.topk(*p.tensors, **p.family, k=k, dtype=dtype, backend=backend)
     return values, classes

@@ -5,15 +5,14 @@ The classes are split among programs; each keeps its winners in memory, and a se
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from tde_kernels.backends.grouped import Grouped
 from tde_kernels.backends.triton import configs, launch
-from tde_kernels.backends.triton.effects import effects, operands
+from tde_kernels.backends.triton.effects import effects, exact_dtype, inputs
 
 _COMPARE = {"BLOCK": 256, "num_warps": 4, "num_stages": 2}
 
@@ -22,34 +21,21 @@ _COMPARE = {"BLOCK": 256, "num_warps": 4, "num_stages": 2}
 def _sweep(
     x,
     w,
-    class_scale,
     direction,
     alphas,
     best,
     best_class,
-    batch,
-    classes,
     heads,
     width,
-    x_stride_row,
-    x_stride_col,
-    w_stride_row,
-    w_stride_col,
-    scale,
-    x_offset,
-    x_power,
-    w_offset,
-    w_power,
     steps,
     splits,
-    X_FACTOR: tl.constexpr,
-    W_FACTOR: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    batch, classes = x.rows, w.rows
     tiles_n = tl.cdiv(classes, BLOCK_N)
     tile_m = tl.program_id(0) // splits
     split = tl.program_id(0) % splits
@@ -59,33 +45,14 @@ def _sweep(
         total, shift = effects(
             x,
             w,
-            class_scale,
             direction,
             0.0,
             None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            batch,
-            classes,
             heads,
             width,
-            x_stride_row,
-            x_stride_col,
-            w_stride_row,
-            w_stride_col,
-            scale,
-            x_offset,
-            x_power,
-            w_offset,
-            w_power,
             tile_m,
             tile_n,
             tiles_n,
-            X_FACTOR,
-            W_FACTOR,
             "apart",
             OPERAND,
             PRECISION,
@@ -124,14 +91,10 @@ def _compare(best, best_class, out, size, splits, BLOCK: tl.constexpr):
     tl.store(out + place, winner.to(tl.int64), mask=inside)
 
 
-def alpha_sweep(
-    x: Tensor, w: Tensor, class_scale: Tensor | None, direction: Tensor, alphas: Tensor, **family: Any
-) -> Tensor:
+def alpha_sweep(p: Grouped, alphas: Tensor) -> Tensor:
     """See ``tde::alpha_sweep``."""
-    batch, classes, steps = x.shape[0], w.shape[0], alphas.shape[0]
-    exact = x.dtype if x.dtype == w.dtype else torch.float32
-    inputs = operands(x, w, class_scale, direction, dtype=exact, **family)
-    config = configs.tiles_kept(batch, classes, inputs["width"], (x, w))
+    x, batch, classes, steps = p.x, p.x.shape[0], p.w.shape[0], alphas.shape[0]
+    config = configs.tiles_kept(batch, classes, x.shape[1] // p.heads, (x, p.w))
     tiles_m = triton.cdiv(batch, config["BLOCK_M"])
     splits = configs.splits(tiles_m, triton.cdiv(classes, config["BLOCK_N"]))
     best = x.new_empty((splits, steps, batch), dtype=torch.float32)
@@ -140,7 +103,7 @@ def alpha_sweep(
     if out.numel() == 0:
         return out
     arguments = {
-        **inputs,
+        **inputs(p, exact_dtype(p)),
         "alphas": alphas.to(torch.float32),
         "best": best,
         "best_class": best_class,

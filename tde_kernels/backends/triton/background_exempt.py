@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from tde_kernels.backends.grouped import Grouped
 from tde_kernels.backends.triton import launch
 from tde_kernels.backends.triton.arithmetic import rounded
 from tde_kernels.backends.triton.logits import total_effects
@@ -72,32 +71,21 @@ def _exempt(
         tl.store(out + row * classes + column, rounded(result, out.dtype.element_ty), mask=inside)
 
 
-def background_exempt(
-    x: Tensor,
-    w: Tensor,
-    class_scale: Tensor | None,
-    direction: Tensor,
-    alpha: Tensor,
-    *,
-    background: int,
-    log: bool,
-    dtype: torch.dtype,
-    **family: Any,
-) -> Tensor:
+def background_exempt(p: Grouped, *, background: int, log: bool, dtype: torch.dtype) -> Tensor:
     """See ``tde::background_exempt``."""
-    total, along_x, along_w = total_effects(x, w, class_scale, direction, **family)
+    total, along_x, along_w = total_effects(p)
     batch, classes = total.shape
     out = total if dtype == torch.float32 else total.new_empty((batch, classes), dtype=dtype)
     arguments = {
         "total": total,
         "along_x": along_x,
         "along_w": along_w,
-        "alpha": alpha,
+        "alpha": p.alpha,
         "out": out,
         "classes": classes,
         "heads": along_x.shape[1],
         "background": background,
         "LOG": log,
     }
-    launch.run(_exempt, batch, x.device, arguments, _CONFIG)
+    launch.run(_exempt, batch, total.device, arguments, _CONFIG)
     return out

@@ -7,18 +7,16 @@ Eq. 8 is ``total - alpha * shift``. Norms and projections are accumulated from t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from tde_kernels.backends import core
+from tde_kernels.backends.grouped import Grouped
 from tde_kernels.backends.triton import launch
 from tde_kernels.backends.triton.arithmetic import dot, rounded
-from tde_kernels.backends.triton.norms import exact_norm, factor_kind, norm_factor
+from tde_kernels.backends.triton.operand import measured_factor, operand, row_constant, row_starts
 
 
 @triton.jit
@@ -35,33 +33,14 @@ def tile_of(program, tiles_m, tiles_n, GROUP: tl.constexpr):
 def effects(
     x,
     w,
-    class_scale,
     direction,
     alpha,
-    x_norms,
-    w_norms,
-    along_x,
-    along_w,
-    mask,
-    partial_sums,
-    batch,
-    classes,
+    update,
     heads,
     width,
-    x_stride_row,
-    x_stride_col,
-    w_stride_row,
-    w_stride_col,
-    scale,
-    x_offset,
-    x_power,
-    w_offset,
-    w_power,
     tile_m,
     tile_n,
     tiles_n,
-    X_FACTOR: tl.constexpr,
-    W_FACTOR: tl.constexpr,
     SHIFT: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -71,89 +50,73 @@ def effects(
 ):
     """``(total, shift)``, both ``[BLOCK_M, BLOCK_N]`` float32, of rows ``tile_m`` and classes ``tile_n``.
 
-    Pointers that are None are neither read nor written. With ``SHIFT``: "none" leaves the direction out;
-    "subtracted" returns ``total - alpha * shift`` as total; "apart" returns both. Where ``tile_n`` is 0 it writes
-    ``x_norms`` and ``along_x [B, K]`` of its rows, where ``tile_m`` is 0 ``w_norms`` and ``along_w [C, K]``. With
-    ``partial_sums [tiles_m, D]`` it also writes the masked column sums of its share of the feature blocks.
+    ``SHIFT``: "none" leaves the direction out; "subtracted" returns ``total - alpha * shift`` as total; "apart" returns
+    both. Norms and projections of ``x`` are written where ``tile_n`` is 0, those of ``w`` where ``tile_m`` is 0. With
+    an :class:`Update` it also writes the masked column sums of its share of the feature blocks.
     """
     row = tl.cast(tile_m, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.cast(tile_n, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_exists = row < batch
-    column_exists = column < classes
-    x_row = x + (row * x_stride_row)[:, None]
-    w_row = w + (column * w_stride_row)[:, None]
+    row_exists = row < x.rows
+    column_exists = column < w.rows
     within = tl.arange(0, BLOCK_K)
 
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     shift = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    if partial_sums is not None:
+    x_constant = row_constant(x, row, row_exists)
+    w_constant = row_constant(w, column, column_exists)
+    if update is not None:
         counted = row_exists
-        if mask is not None:
-            counted = tl.load(mask + row, mask=row_exists, other=0).to(tl.int1)
-    class_factor = tl.full((BLOCK_N,), 1.0, tl.float32) * scale
-    if class_scale is not None:
-        class_factor = scale / tl.load(class_scale + column, mask=column_exists, other=1.0)
+        if update.mask is not None:
+            counted = tl.load(update.mask + row, mask=row_exists, other=0).to(tl.int1)
 
     block = 0
     for head in range(heads):
+        x_start = row_starts(x, row, head, width)
+        w_start = row_starts(w, column, head, width)
         product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         x_squares = tl.zeros((BLOCK_M,), tl.float32)
         w_squares = tl.zeros((BLOCK_N,), tl.float32)
         x_along = tl.zeros((BLOCK_M,), tl.float32)
         w_along = tl.zeros((BLOCK_N,), tl.float32)
         for start in range(0, width, BLOCK_K):
-            inside = start + within < width
-            channel = (head * width + start + within).to(tl.int64)
+            channel = (start + within).to(tl.int64)
+            inside = channel < width
             x_tile = tl.load(
-                x_row + (channel * x_stride_col)[None, :], mask=row_exists[:, None] & inside[None, :], other=0.0
+                x_start + (channel * x.stride_col)[None, :], mask=row_exists[:, None] & inside[None, :], other=0.0
             )
             w_tile = tl.load(
-                w_row + (channel * w_stride_col)[None, :], mask=column_exists[:, None] & inside[None, :], other=0.0
+                w_start + (channel * w.stride_col)[None, :], mask=column_exists[:, None] & inside[None, :], other=0.0
             )
             product = dot(rounded(x_tile, OPERAND), tl.trans(rounded(w_tile, OPERAND)), product, PRECISION)
-            if X_FACTOR != "one":
+            if x.FACTOR != "one":
                 x_squares += tl.sum(x_tile.to(tl.float32) * x_tile.to(tl.float32), 1)
-            if W_FACTOR != "one":
+            if w.FACTOR != "one":
                 w_squares += tl.sum(w_tile.to(tl.float32) * w_tile.to(tl.float32), 1)
             if SHIFT != "none":
-                towards = tl.load(direction + channel, mask=inside, other=0.0)[None, :]
+                towards = tl.load(direction + head * width + channel, mask=inside, other=0.0)[None, :]
                 x_along += tl.sum(x_tile.to(tl.float32) * towards, 1)
                 w_along += tl.sum(w_tile.to(tl.float32) * towards, 1)
-            if partial_sums is not None:
+            if update is not None:
                 if block % tiles_n == tile_n:  # this program's share of the blocks
                     taken = tl.where(counted[:, None], x_tile.to(tl.float32), 0.0)
-                    place = partial_sums + tl.cast(tile_m, tl.int64) * (heads * width) + channel
+                    place = update.partial_sums + (tl.cast(tile_m, tl.int64) * heads + head) * width + channel
                     tl.store(place, tl.sum(taken, 0), mask=inside)
                 block += 1
 
-        if X_FACTOR != "one":
-            first = x_row + tl.cast(head, tl.int64) * width * x_stride_col
-            x_norm = exact_norm(x_squares, first, x_stride_col, width, row_exists, BLOCK_K)
-            if x_norms is not None:
-                if tile_n == 0:
-                    tl.store(x_norms + row * heads + head, x_norm, mask=row_exists)
-            x_factor = norm_factor(x_norm, x_offset, x_power, X_FACTOR)
-        else:
-            x_factor = tl.full((BLOCK_M,), 1.0, tl.float32)
-        w_factor = class_factor
-        if W_FACTOR != "one":
-            first = w_row + tl.cast(head, tl.int64) * width * w_stride_col
-            w_norm = exact_norm(w_squares, first, w_stride_col, width, column_exists, BLOCK_K)
-            if w_norms is not None:
-                if tile_m == 0:
-                    tl.store(w_norms + column * heads + head, w_norm, mask=column_exists)
-            w_factor *= norm_factor(w_norm, w_offset, w_power, W_FACTOR)
-
+        x_factor = measured_factor(x, x_squares, row, row_exists, head, heads, width, tile_n == 0, BLOCK_K)
+        w_factor = measured_factor(w, w_squares, column, column_exists, head, heads, width, tile_m == 0, BLOCK_K)
+        x_factor *= x_constant
+        w_factor *= w_constant
         total += product * x_factor[:, None] * w_factor[None, :]
         if SHIFT != "none":
             x_along *= x_factor
             w_along *= w_factor
-            if along_x is not None:
+            if x.along is not None:
                 if tile_n == 0:
-                    tl.store(along_x + row * heads + head, x_along, mask=row_exists)
-            if along_w is not None:
+                    tl.store(x.along + row * heads + head, x_along, mask=row_exists)
+            if w.along is not None:
                 if tile_m == 0:
-                    tl.store(along_w + column * heads + head, w_along, mask=column_exists)
+                    tl.store(w.along + column * heads + head, w_along, mask=column_exists)
             if SHIFT == "subtracted":
                 total -= (alpha * x_along)[:, None] * w_along[None, :]
             else:
@@ -161,45 +124,19 @@ def effects(
     return total, shift
 
 
-def collapsed(num_heads: int, feature_factor: Sequence[float], weight_factor: Sequence[float], directed: bool) -> int:
-    """The number of heads that matter: without factors and direction all channels are one head."""
-    return num_heads if directed or feature_factor[1] or weight_factor[1] else 1
-
-
-def operands(
-    x: Tensor,
-    w: Tensor,
-    class_scale: Tensor | None,
-    direction: Tensor | None,
-    *,
-    num_heads: int,
-    scale: float,
-    feature_factor: Sequence[float],
-    weight_factor: Sequence[float],
-    dtype: torch.dtype,
-) -> dict[str, Any]:
-    """The arguments of :func:`effects` that describe its inputs; ``dtype`` is that of the tiles multiplied."""
-    heads = collapsed(num_heads, feature_factor, weight_factor, direction is not None)
+def inputs(p: Grouped, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of :func:`effects` that describe the problem; ``dtype`` is that of the tiles multiplied."""
     return {
-        "x": x,
-        "w": w,
-        "class_scale": core.float_vector(class_scale),
-        "direction": core.float_vector(direction),
-        "batch": x.shape[0],
-        "classes": w.shape[0],
-        "heads": heads,
-        "width": x.shape[1] // heads,
-        "x_stride_row": x.stride(0),
-        "x_stride_col": x.stride(1),
-        "w_stride_row": w.stride(0),
-        "w_stride_col": w.stride(1),
-        "scale": scale,
-        "x_offset": feature_factor[0],
-        "x_power": feature_factor[1],
-        "w_offset": weight_factor[0],
-        "w_power": weight_factor[1],
-        "X_FACTOR": factor_kind(feature_factor[1]),
-        "W_FACTOR": factor_kind(weight_factor[1]),
+        "x": operand(p.features),
+        "w": operand(p.weights),
+        "direction": p.direction,
+        "heads": p.heads,
+        "width": p.x.shape[1] // p.heads,
         "OPERAND": launch.language_dtype(dtype),
         "PRECISION": launch.precision(),
     }
+
+
+def exact_dtype(p: Grouped) -> torch.dtype:
+    """The dtype of tiles whose product is then compared or subtracted from: the operands' own if they agree."""
+    return p.x.dtype if p.x.dtype == p.w.dtype else torch.float32

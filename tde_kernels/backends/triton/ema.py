@@ -6,7 +6,7 @@ last adds them all up, block after block. No order of arrival changes a bit, and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -32,17 +32,24 @@ def fold_columns(ema, sums, total, count, column, inside, momentum):
         tl.store(ema + column, tl.where(count > 0, new, old), mask=inside)
 
 
+class Update(NamedTuple):
+    """What a kernel that sums columns needs: ``blocks`` of rows, ``shares`` of the columns."""
+
+    mask: Any  # [B] bool; None takes in every row
+    sums: Any  # [D + 1] float32, or None where nobody asks for the sum itself
+    partial_sums: Any  # [blocks, D] float32
+    counts: Any  # [shares, blocks] float32
+    arrivals: Any  # [shares] int32, zero before and after
+    momentum: Any
+
+
 @triton.jit
 def fold_partials(
+    update,
     ema,
     num_updates,
-    sums,
-    partial_sums,
-    counts,
-    arrivals,
     heads,
     width,
-    momentum,
     blocks,
     share,
     shares,
@@ -51,19 +58,16 @@ def fold_partials(
 ):
     """Reports one row block's arrival for a ``share`` of the columns; the last to arrive folds that share.
 
-    Args:
-        partial_sums: ``[blocks, heads * width]``, counts: ``[shares, blocks]``, arrivals: ``[shares]`` int32, zero
-            before and after.
-        share: of the column blocks, ``cdiv(width, COLUMNS)`` to a head, every ``shares``-th from this one on.
+    It consists of every ``shares``-th column block from this one on, ``cdiv(width, COLUMNS)`` of them to a head.
     """
     tl.debug_barrier()  # all that this program wrote, before its arrival is seen
-    before = tl.atomic_add(arrivals + share, 1, sem="acq_rel", scope="gpu")
+    before = tl.atomic_add(update.arrivals + share, 1, sem="acq_rel", scope="gpu")
     if before == blocks - 1:
         rows = tl.arange(0, ROWS)
         kept = tl.zeros((ROWS,), tl.float32)
         for start in range(0, blocks, ROWS):
             kept += tl.load(
-                counts + tl.cast(share, tl.int64) * blocks + start + rows,
+                update.counts + tl.cast(share, tl.int64) * blocks + start + rows,
                 mask=start + rows < blocks,
                 other=0.0,
                 cache_modifier=".cg",
@@ -79,35 +83,30 @@ def fold_partials(
             for start in range(0, blocks, ROWS):
                 row = (start + rows).to(tl.int64)
                 parts += tl.load(
-                    partial_sums + row[:, None] * dim + column[None, :],
+                    update.partial_sums + row[:, None] * dim + column[None, :],
                     mask=(row < blocks)[:, None] & inside[None, :],
                     other=0.0,
                     cache_modifier=".cg",
                 )
-            fold_columns(ema, sums, tl.sum(parts, 0), count, column, inside, momentum)
+            fold_columns(ema, update.sums, tl.sum(parts, 0), count, column, inside, update.momentum)
         if share == 0:
-            if sums is not None:
-                tl.store(sums + heads * width, count)
+            if update.sums is not None:
+                tl.store(update.sums + heads * width, count)
             if num_updates is not None:
                 tl.store(num_updates, tl.load(num_updates) + (count > 0).to(tl.int64))
-        tl.store(arrivals + share, 0)
+        tl.store(update.arrivals + share, 0)
 
 
 @triton.jit
 def _column_sums(
     x,
-    mask,
+    update,
     ema,
     num_updates,
-    sums,
-    partial_sums,
-    counts,
-    arrivals,
     batch,
     dim,
     stride_row,
     stride_column,
-    momentum,
     blocks,
     column_blocks,
     BLOCK_ROWS: tl.constexpr,
@@ -123,29 +122,14 @@ def _column_sums(
     for start in range(block * BLOCK_ROWS, batch, blocks * BLOCK_ROWS):
         row = tl.cast(start, tl.int64) + tl.arange(0, BLOCK_ROWS)
         counted = row < batch
-        if mask is not None:
-            counted = tl.load(mask + row, mask=counted, other=0).to(tl.int1)
+        if update.mask is not None:
+            counted = tl.load(update.mask + row, mask=counted, other=0).to(tl.int1)
         tile = tl.load(place + (row * stride_row)[:, None], mask=counted[:, None] & inside[None, :], other=0.0)
         total += tile.to(tl.float32)
         kept += counted.to(tl.float32)
-    tl.store(partial_sums + tl.cast(block, tl.int64) * dim + column, tl.sum(total, 0), mask=inside)
-    tl.store(counts + tl.cast(share, tl.int64) * blocks + block, tl.sum(kept, 0))
-    fold_partials(
-        ema,
-        num_updates,
-        sums,
-        partial_sums,
-        counts,
-        arrivals,
-        1,
-        dim,
-        momentum,
-        blocks,
-        share,
-        column_blocks,
-        BLOCK_COLUMNS,
-        BLOCK_ROWS,
-    )
+    tl.store(update.partial_sums + tl.cast(block, tl.int64) * dim + column, tl.sum(total, 0), mask=inside)
+    tl.store(update.counts + tl.cast(share, tl.int64) * blocks + block, tl.sum(kept, 0))
+    fold_partials(update, ema, num_updates, 1, dim, blocks, share, column_blocks, BLOCK_COLUMNS, BLOCK_ROWS)
 
 
 @triton.jit
@@ -176,43 +160,35 @@ def _arrivals(ema: Tensor | None, like: Tensor, shares: int) -> Tensor:
     return kept
 
 
-def sum_arguments(
-    x: Tensor,
-    ema: Tensor | None,
-    num_updates: Tensor | None,
-    momentum: float,
-    take_sum: bool,
-    *,
-    blocks: int,
-    shares: int,
-) -> dict[str, Any]:
-    """What a kernel needs to sum the columns of ``x [B, D]`` and fold them: all None where nobody asks."""
-    names = ("ema", "num_updates", "sums", "partial_sums", "counts", "arrivals")
+def update_of(
+    x: Tensor, mask: Tensor | None, ema: Tensor | None, momentum: float, take_sum: bool, *, blocks: int, shares: int
+) -> Update | None:
+    """Memory for summing the columns of ``x [B, D]``; None where nobody wants the EMA or the sum."""
     if ema is None and not take_sum:
-        return {"momentum": momentum, **dict.fromkeys(names)}
+        return None
     dim = x.shape[1]
-    memory = (
-        x.new_empty(dim + 1, dtype=torch.float32) if take_sum else None,
-        x.new_empty((blocks, dim), dtype=torch.float32),
-        x.new_empty((shares, blocks), dtype=torch.float32),
-        _arrivals(ema, x, shares),
-    )
-    if memory[0] is not None and blocks == 0:
-        memory[0].zero_()
-    return {"momentum": momentum, **dict(zip(names, (ema, num_updates, *memory), strict=True))}
+    sums = x.new_empty(dim + 1, dtype=torch.float32) if take_sum else None
+    if sums is not None and blocks == 0:  # no program will write it
+        sums.zero_()
+    partial_sums = x.new_empty((blocks, dim), dtype=torch.float32)
+    counts = x.new_empty((shares, blocks), dtype=torch.float32)
+    return Update(mask, sums, partial_sums, counts, _arrivals(ema, x, shares), momentum)
 
 
 def _sum_columns(
     x: Tensor, mask: Tensor | None, ema: Tensor | None, num_updates: Tensor | None, momentum: float
 ) -> Tensor | None:
+    """Folds the columns' means into ``ema``, or without one returns their sums."""
     batch, dim = x.shape
     column_blocks = triton.cdiv(dim, _SUM["BLOCK_COLUMNS"])
     # enough programs to fill a device, few enough that the last one's share stays small
     blocks = min(triton.cdiv(batch, _SUM["BLOCK_ROWS"]), max(1, 512 // column_blocks))
+    update = update_of(x, mask, ema, momentum, ema is None, blocks=blocks, shares=column_blocks)
     arguments = {
-        **sum_arguments(x, ema, num_updates, momentum, ema is None, blocks=blocks, shares=column_blocks),
         "x": x,
-        "mask": mask,
+        "update": update,
+        "ema": ema,
+        "num_updates": num_updates,
         "batch": batch,
         "dim": dim,
         "stride_row": x.stride(0),
@@ -221,8 +197,7 @@ def _sum_columns(
         "column_blocks": column_blocks,
     }
     launch.run(_column_sums, blocks * column_blocks, x.device, arguments, _SUM)
-    sums: Tensor | None = arguments["sums"]
-    return sums
+    return None if update is None else update.sums
 
 
 def feature_sum(x: Tensor, mask: Tensor | None) -> Tensor:

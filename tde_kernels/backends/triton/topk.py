@@ -5,16 +5,15 @@ The lists of all shares, ``k`` long each, are sorted at the end; no logit is sto
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from tde_kernels import reference
+from tde_kernels.backends.grouped import Grouped
 from tde_kernels.backends.triton import configs, launch
-from tde_kernels.backends.triton.effects import effects, operands
+from tde_kernels.backends.triton.effects import effects, inputs
 from tde_kernels.backends.triton.logits import logits
 
 # A list is searched element by element: beyond this length a sort of stored logits is the better way
@@ -25,28 +24,15 @@ _LONGEST = 32
 def _keep_largest(
     x,
     w,
-    class_scale,
     direction,
     alpha,
     values,
     indices,
-    batch,
-    classes,
     heads,
     width,
-    x_stride_row,
-    x_stride_col,
-    w_stride_row,
-    w_stride_col,
-    scale,
-    x_offset,
-    x_power,
-    w_offset,
-    w_power,
     k,
     splits,
-    X_FACTOR: tl.constexpr,
-    W_FACTOR: tl.constexpr,
+    SHIFT: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     LENGTH: tl.constexpr,
@@ -54,12 +40,13 @@ def _keep_largest(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    batch, classes = x.rows, w.rows
     tiles_n = tl.cdiv(classes, BLOCK_N)
     tile_m = tl.program_id(0) // splits
     split = tl.program_id(0) % splits
     row = tl.cast(tile_m, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     strength = 0.0
-    if direction is not None:
+    if SHIFT == "subtracted":
         strength = tl.load(alpha)
     slot = tl.arange(0, LENGTH)
     # slots beyond k are never the smallest, so nothing is put in them; empty ones rank behind every class
@@ -69,34 +56,15 @@ def _keep_largest(
         score, _ = effects(
             x,
             w,
-            class_scale,
             direction,
             strength,
             None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            batch,
-            classes,
             heads,
             width,
-            x_stride_row,
-            x_stride_col,
-            w_stride_row,
-            w_stride_col,
-            scale,
-            x_offset,
-            x_power,
-            w_offset,
-            w_power,
             tile_m,
             tile_n,
             tiles_n,
-            X_FACTOR,
-            W_FACTOR,
-            "none" if direction is None else "subtracted",
+            SHIFT,
             OPERAND,
             PRECISION,
             BLOCK_M,
@@ -122,33 +90,21 @@ def _keep_largest(
     tl.store(indices + place, kept_class.to(tl.int64), mask=valid)
 
 
-def topk(
-    x: Tensor,
-    w: Tensor,
-    class_scale: Tensor | None,
-    direction: Tensor | None,
-    alpha: Tensor | None,
-    *,
-    k: int,
-    dtype: torch.dtype,
-    **family: Any,
-) -> tuple[Tensor, Tensor]:
+def topk(p: Grouped, *, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """See ``tde::topk``."""
     if k > _LONGEST:
-        stored, *_ = logits(
-            x, w, class_scale, direction, alpha, None, None, None, momentum=0.0, take_sum=False, dtype=dtype, **family
-        )
+        stored, *_ = logits(p, None, None, None, momentum=0.0, take_sum=False, dtype=dtype)
         return reference.lowest_topk(stored, k)
-    batch, classes = x.shape[0], w.shape[0]
-    inputs = operands(x, w, class_scale, direction, dtype=dtype, **family)
-    config = configs.tiles_kept(batch, classes, inputs["width"], (x, w))
+    x, batch, classes = p.x, p.x.shape[0], p.w.shape[0]
+    config = configs.tiles_kept(batch, classes, x.shape[1] // p.heads, (x, p.w))
     tiles_m = triton.cdiv(batch, config["BLOCK_M"])
     splits = configs.splits(tiles_m, triton.cdiv(classes, config["BLOCK_N"]))
     values = x.new_empty((batch, splits * k), dtype=torch.float32)
     indices = x.new_empty((batch, splits * k), dtype=torch.int64)
     arguments = {
-        **inputs,
-        "alpha": alpha,
+        **inputs(p, dtype),
+        "alpha": p.alpha,
+        "SHIFT": "none" if p.direction is None else "subtracted",
         "values": values,
         "indices": indices,
         "k": k,

@@ -1,0 +1,95 @@
+"""What the ops hand to a backend: the operands of a grouped product, and how the rows of each are scaled.
+
+    z = x_hat @ w_hat^T,     a_hat^k = c f(||a^k||) (a^k - alpha <a^k, d^k> d^k)
+
+The features have the direction and alpha; the weights have ``c = scale / class_scale``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tde_kernels.normalizers import Classifier, NormFactor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One operand ``a [R, D]``, and the scaled rows ``a_hat [R, D]`` that it stands for."""
+
+    a: Tensor
+    num_heads: int
+    factor: NormFactor
+    scale: float = 1.0
+    divisor: Tensor | None = None
+    direction: Tensor | None = None
+    alpha: Tensor | None = None
+
+    def untouched(self, dtype: torch.dtype) -> bool:
+        """Whether ``a`` is ``a_hat`` in ``dtype``, so that no pass over it is needed."""
+        return self.a.dtype == dtype and not self.factor.power and self._constant and self.direction is None
+
+    @property
+    def _constant(self) -> bool:
+        return self.scale == 1 and self.divisor is None
+
+    def towards(self, direction: Tensor | None) -> Rows:
+        """The rows with another direction: projected on, and not subtracted."""
+        return replace(self, direction=direction, alpha=None)
+
+
+class Grouped(NamedTuple):
+    """The arguments that every op on grouped logits begins with, in the order of its schema."""
+
+    x: Tensor
+    w: Tensor
+    class_scale: Tensor | None
+    direction: Tensor | None
+    alpha: Tensor | None
+    num_heads: int
+    scale: float
+    feature_factor: NormFactor
+    weight_factor: NormFactor
+
+    @classmethod
+    def of(
+        cls, x: Tensor, w: Tensor, classifier: Classifier, direction: Tensor | None = None, alpha: Tensor | None = None
+    ) -> Grouped:
+        """The problem of ``x [B, D]`` and ``w [C, D]``; ``direction [D]`` and ``alpha []`` are float32."""
+        normalizer = classifier.normalizer
+        return cls(
+            x,
+            w,
+            classifier.class_scale,
+            direction,
+            alpha,
+            classifier.num_heads,
+            classifier.scale,
+            normalizer.feature,
+            normalizer.weight,
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self[:5]
+
+    @property
+    def family(self) -> dict[str, Any]:
+        return dict(zip(self._fields[5:], self[5:], strict=True))
+
+    @property
+    def features(self) -> Rows:
+        return Rows(self.x, self.heads, self.feature_factor, direction=self.direction, alpha=self.alpha)
+
+    @property
+    def weights(self) -> Rows:
+        return Rows(self.w, self.heads, self.weight_factor, self.scale, self.class_scale)
+
+    @property
+    def heads(self) -> int:
+        """The number of heads that matter: without norms and direction all channels are one."""
+        apart = self.direction is not None or self.feature_factor.power or self.weight_factor.power
+        return self.num_heads if apart else 1
