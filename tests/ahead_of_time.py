@@ -20,8 +20,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from tde_kernels.backends.grouped import Grouped
 from tde_kernels.backends.triton import configs, kernels, launch
-from tde_kernels.normalizers import resolve
+from tde_kernels.normalizers import Classifier, resolve
 
 
 class CompileOnly:
@@ -130,37 +131,31 @@ def compile_ops(
     heads: int,
 ) -> None:
     """Every op once, forward and backward, with and without the EMA."""
-    factors = resolve(normalizer, gamma=1 / 32, exponent=0.7)
-    family = {
-        "num_heads": heads,
-        "scale": 16.0 / heads,
-        "feature_factor": factors.feature,
-        "weight_factor": factors.weight,
-    }
+    classifier = Classifier(
+        resolve(normalizer, gamma=1 / 32, exponent=0.7),
+        heads,
+        16.0,
+        torch.ones(classes) if normalizer == "lws" else None,
+    )
     x, w = torch.zeros(batch, dim, dtype=dtype), torch.zeros(classes, dim, dtype=dtype)
-    scale = torch.ones(classes) if normalizer == "lws" else None
-    direction, alpha = torch.zeros(dim), torch.tensor(3.0)
-    subtract = (direction, alpha) if directed else (None, None)
+    p = Grouped.of(x, w, classifier, *((torch.zeros(dim), torch.tensor(3.0)) if directed else ()))
     ema, count, mask = torch.zeros(dim), torch.tensor(0), torch.ones(batch, dtype=torch.bool)
     updates = ((None, None, None),) if directed else ((None, None, None), (mask, ema, count))
     for update in updates:
-        z, *saved, _ = kernels.logits(
-            x, w, scale, *subtract, *update, momentum=0.9, take_sum=False, dtype=dtype, **family
-        )
-    wanted = {"wants_x": True, "wants_w": True, "wants_class_scale": scale is not None}
-    kernels.logits_backward(z, x, w, *saved, scale, *subtract, **family, **wanted)
+        z, *saved, _ = kernels.logits(p, *update, momentum=0.9, take_sum=False, dtype=dtype)
+    wants_scale = p.class_scale is not None
+    kernels.logits_backward(p, z, *saved, wants_x=True, wants_w=True, wants_class_scale=wants_scale)
     if directed:
-        kernels.background_exempt(x, w, scale, direction, alpha, background=0, log=True, dtype=dtype, **family)
-        kernels.alpha_sweep(x, w, scale, direction, torch.zeros(32), **family)
-        kernels.topk(x, w, scale, direction, alpha, k=5, dtype=dtype, **family)
+        kernels.background_exempt(p, background=0, log=True, dtype=dtype)
+        kernels.alpha_sweep(p, torch.zeros(32))
+        kernels.topk(p, k=5, dtype=dtype)
         kernels.update_ema_(ema, count, x, mask, momentum=0.9)
         kernels.feature_sum(x, None)
         kernels.fold_ema_(ema, count, torch.zeros(dim + 1), momentum=0.9)
         configs.plan = "library"
         try:
-            kernels.logits(
-                x, w, scale, *subtract, None, None, None, momentum=0.9, take_sum=False, dtype=dtype, **family
-            )
+            kernels.logits(p, None, None, None, momentum=0.9, take_sum=False, dtype=dtype)
+            kernels.logits_backward(p, z, *saved, wants_x=True, wants_w=True, wants_class_scale=wants_scale)
         finally:
             configs.plan = "single"
 

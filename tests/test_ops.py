@@ -56,7 +56,7 @@ def test_logits(normalizer: str, dtype: torch.dtype, fused: Fused) -> None:
         options = dict(keywords, momentum=0.9, take_sum=True, dtype=out)
         torch.library.opcheck(torch.ops.tde.logits.default, forward, options, test_utils=UTILS)
         z, *saved, _ = torch.ops.tde.logits(*forward, **options)
-        backward = (torch.randn_like(z), x, w, *saved, scale, *forward[3:5])
+        backward = (*forward[:5], torch.randn_like(z), *saved)
         for wanted in ((True, True, scale is not None), (True, False, False), (False, True, False)):
             wants = dict(zip(("wants_x", "wants_w", "wants_class_scale"), wanted, strict=True))
             torch.library.opcheck(
@@ -69,7 +69,7 @@ def test_inference_ops(normalizer: str, fused: Fused) -> None:
     backend, device = fused
     operands, keywords = arguments(normalizer, torch.float32, backend, device)
     alphas = torch.tensor([0.0, 1.5], dtype=torch.float64, device=device)
-    torch.library.opcheck(torch.ops.tde.alpha_sweep.default, (*operands, alphas), keywords, test_utils=UTILS)
+    torch.library.opcheck(torch.ops.tde.alpha_sweep.default, (*operands, None, alphas), keywords, test_utils=UTILS)
     for log, dtype in ((True, torch.float32), (False, torch.bfloat16)):
         options = dict(keywords, background=2, log=log, dtype=dtype)
         exempt = (*operands, torch.tensor(1.5, device=device))

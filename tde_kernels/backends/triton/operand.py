@@ -32,7 +32,8 @@ def operand(rows: Rows, norms: Tensor | None = None, along: Tensor | None = None
     """``rows`` for a kernel that reads or writes their ``norms [R, K]`` and projections ``along [R, K]``."""
     a, (offset, power) = rows.a, rows.factor
     kind = tl.constexpr(factor_kind(power))
-    return Operand(a, norms, along, rows.divisor, a.shape[0], a.stride(0), a.stride(1), rows.scale, offset, power, kind)
+    scale = tl.constexpr(1.0) if rows.scale == 1 else rows.scale  # so that features cost no multiplication
+    return Operand(a, norms, along, rows.divisor, a.shape[0], a.stride(0), a.stride(1), scale, offset, power, kind)
 
 
 @triton.jit
