@@ -24,6 +24,7 @@ from oracle import (
 from torch import Tensor
 
 from tde_kernels import functional as F
+from tde_kernels.normalizers import NormFactor
 
 Fused = tuple[str, str]
 RESULTS = ("logits", "gradient of x", "gradient of w", "gradient of class_scale")
@@ -378,16 +379,17 @@ def test_backward_inside_autocast_of_a_forward_outside_it(fused: Fused) -> None:
 def test_threads_do_not_change_a_bit() -> None:
     """Of the core's own passes; how torch's product sums is torch's affair."""
     from tde_kernels.backends import cpu
+    from tde_kernels.backends.grouped import Rows
 
     x, direction, alpha = torch.randn(1000, 64), torch.randn(64), torch.tensor(1.5)
     mask, grad = torch.rand(1000) > 0.3, torch.randn(1000, 64)
 
     def passes() -> list[Tensor]:
-        rows = cpu.Rows.of(x, 4, (0.0, 1.0), direction=direction, alpha=alpha)
-        sums, projections = torch.empty(65), torch.empty(1000, 4)
-        out, norms = rows.normalize(torch.float32, mask=mask, sums=sums, projections=projections)
-        back = rows.backward(grad.clone(), norms)
-        return [out, norms, sums, projections, back, cpu.feature_sum(x, mask)]
+        rows = Rows(x, 4, NormFactor(0.0, 1.0), direction=direction, alpha=alpha)
+        norms, along, sums = torch.empty(1000, 4), torch.empty(1000, 4), torch.empty(65)
+        out = cpu.PASSES.normalize(rows, torch.float32, norms=norms, along=along, mask=mask, sums=sums)
+        back = cpu.PASSES.backward(rows, grad.clone(), norms, None)
+        return [out, norms, along, sums, back, cpu.feature_sum(x, mask)]
 
     threads = torch.get_num_threads()
     many = passes()
@@ -401,13 +403,15 @@ def test_threads_do_not_change_a_bit() -> None:
 def test_rounding_to_bfloat16_is_torchs() -> None:
     """To nearest, ties to even, to the bit: the error bound alone would let truncation pass."""
     from tde_kernels.backends import cpu
+    from tde_kernels.backends.grouped import Rows
+
+    def rounded(a: Tensor) -> Tensor:
+        return cpu.PASSES.normalize(Rows(a, 1, NormFactor(0.0, 0.0)), torch.bfloat16)
 
     ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.4e38, float("inf"), -0.0, 1e-40])
     x = torch.cat([torch.randn(1000), ties])[None].repeat(3, 1)
-    rounded, _ = cpu.Rows.of(x, 1, (0.0, 0.0)).normalize(torch.bfloat16)
-    assert torch.equal(rounded.view(torch.int16), x.bfloat16().view(torch.int16))
-    missing, _ = cpu.Rows.of(torch.full((1, 4), float("nan")), 1, (0.0, 0.0)).normalize(torch.bfloat16)
-    assert missing.isnan().all()
+    assert torch.equal(rounded(x).view(torch.int16), x.bfloat16().view(torch.int16))
+    assert rounded(torch.full((1, 4), float("nan"))).isnan().all()
 
 
 def test_fresh_memory_is_poisoned(fused: Fused) -> None:

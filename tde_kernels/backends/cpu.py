@@ -74,7 +74,7 @@ class _Passes(around_product.Passes):
     wide_product = product  # the CPU's libraries round to the operands' dtype
 
 
-_PASSES = _Passes()
+PASSES = _Passes()
 
 
 def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
@@ -103,12 +103,12 @@ def logits(
     x_norms, w_norms = _floats(x, 0), _floats(x, 0)
     if not features.untouched(dtype):
         x_norms = _floats(x, x.shape[0], p.heads)
-        x_hat = _PASSES.normalize(features, dtype, norms=x_norms, mask=mask, sums=sums)
+        x_hat = PASSES.normalize(features, dtype, norms=x_norms, mask=mask, sums=sums)
     elif sums is not None:
         _sum_rows(x, mask, sums)
     if not weights.untouched(dtype):
         w_norms = _floats(w, w.shape[0], p.heads)
-        w_hat = _PASSES.normalize(weights, dtype, norms=w_norms)
+        w_hat = PASSES.normalize(weights, dtype, norms=w_norms)
     if ema is not None and sums is not None:
         fold_ema_(ema, num_updates, sums, momentum=momentum)
     z = product(x_hat if x_hat.dim() == 2 else x, w_hat if w_hat.dim() == 2 else w)
@@ -133,11 +133,11 @@ def logits_backward(
     features, weights = p.features, p.weights
     dx, dw, dscale = (_floats(p.x, 0) for _ in range(3))
     if wants_x:
-        dx = around_product.operand_gradient(_PASSES, grad, features, weights, x_norms, core.kept(w_hat))
+        dx = around_product.operand_gradient(PASSES, grad, features, weights, x_norms, core.kept(w_hat))
     if wants_w or wants_class_scale:
         dscale = _floats(p.w, p.w.shape[0]) if wants_class_scale else dscale
         divisor = dscale if wants_class_scale else None
-        dw = around_product.operand_gradient(_PASSES, grad.t(), weights, features, w_norms, core.kept(x_hat), divisor)
+        dw = around_product.operand_gradient(PASSES, grad.t(), weights, features, w_norms, core.kept(x_hat), divisor)
     return dx, dw, dscale
 
 
@@ -166,7 +166,7 @@ def fold_ema_(ema: Tensor, num_updates: Tensor | None, total: Tensor, *, momentu
 
 def background_exempt(p: Grouped, *, background: int, log: bool, dtype: torch.dtype) -> Tensor:
     """See ``tde::background_exempt``. The product is taken in float32: a difference follows it."""
-    z, along_x, along_w = around_product.effects(_PASSES, p)
+    z, along_x, along_w = around_product.effects(PASSES, p)
     out = z if dtype == torch.float32 else torch.empty_like(z, dtype=dtype)
     core.compiled().background_exempt(
         core.matrix(z),
@@ -184,7 +184,7 @@ def background_exempt(p: Grouped, *, background: int, log: bool, dtype: torch.dt
 
 def alpha_sweep(p: Grouped, alphas: Tensor) -> Tensor:
     """See ``tde::alpha_sweep``: torch's argmax for each alpha, over a stored product."""
-    return reference.winners(*around_product.effects(_PASSES, p), alphas)
+    return reference.winners(*around_product.effects(PASSES, p), alphas)
 
 
 def topk(p: Grouped, *, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
