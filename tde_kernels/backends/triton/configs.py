@@ -31,7 +31,7 @@ _TILES_16: tuple[Config, ...] = (
     _blocks(64, 16, 32, 4, 2),
 )
 _TILES_32: tuple[Config, ...] = (
-    _blocks(64, 64, 16, 8, 3),
+    _blocks(64, 64, 16, 8, 2),
     _blocks(64, 32, 16, 8, 3),
 )
 # For the tuner alone: larger ones, that spill on some architectures

@@ -62,8 +62,6 @@ def effects(
 
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     shift = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    x_constant = row_constant(x, row, row_exists)
-    w_constant = row_constant(w, column, column_exists)
     if update is not None:
         counted = row_exists
         if update.mask is not None:
@@ -87,7 +85,6 @@ def effects(
             w_tile = tl.load(
                 w_start + (channel * w.stride_col)[None, :], mask=column_exists[:, None] & inside[None, :], other=0.0
             )
-            product = dot(rounded(x_tile, OPERAND), tl.trans(rounded(w_tile, OPERAND)), product, PRECISION)
             if x.FACTOR != "one":
                 x_squares += tl.sum(x_tile.to(tl.float32) * x_tile.to(tl.float32), 1)
             if w.FACTOR != "one":
@@ -96,6 +93,7 @@ def effects(
                 towards = tl.load(direction + head * width + channel, mask=inside, other=0.0)[None, :]
                 x_along += tl.sum(x_tile.to(tl.float32) * towards, 1)
                 w_along += tl.sum(w_tile.to(tl.float32) * towards, 1)
+            product = dot(rounded(x_tile, OPERAND), tl.trans(rounded(w_tile, OPERAND)), product, PRECISION)
             if update is not None:
                 if block % tiles_n == tile_n:  # this program's share of the blocks
                     taken = tl.where(counted[:, None], x_tile.to(tl.float32), 0.0)
@@ -105,8 +103,8 @@ def effects(
 
         x_factor = measured_factor(x, x_squares, row, row_exists, head, heads, width, tile_n == 0, BLOCK_K)
         w_factor = measured_factor(w, w_squares, column, column_exists, head, heads, width, tile_m == 0, BLOCK_K)
-        x_factor *= x_constant
-        w_factor *= w_constant
+        x_factor *= row_constant(x, row, row_exists)  # read again for each head: held, it costs registers
+        w_factor *= row_constant(w, column, column_exists)
         total += product * x_factor[:, None] * w_factor[None, :]
         if SHIFT != "none":
             x_along *= x_factor
