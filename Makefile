@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h csrc/cuda/*)
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format bench gpu-check clean
@@ -25,6 +25,7 @@ demo: install ## Train digits_lt: linear, cosine and de-confounded heads, with a
 test: install ## Run all tests
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest bench --benchmark-disable --shapes cifar100 -q
+	$(BIN)/python tests/emulated.py -q
 
 lint: install ## Check formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -1,7 +1,5 @@
 // tde_kernels._C: addresses and sizes in, status out. Every call releases the GIL; a bad status is a RuntimeError.
-#include <pybind11/pybind11.h>
-
-#include <stdexcept>
+#include "bindings.h"
 
 #include "tde/background_exempt.h"
 #include "tde/build_info.h"
@@ -12,17 +10,6 @@ namespace py = pybind11;
 using py::literals::operator""_a;
 
 namespace {
-
-using Address = uintptr_t;  // of a tensor's first element on its device; 0 is null
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-void raise_unless_ok(const tde::Status& status) {
-  if (!status.ok()) throw std::runtime_error(status.error);
-}
 
 void normalize_rows(const tde::Matrix& a, const tde::RowTransform& transform, const tde::Matrix& out, Address norms,
                     Address projections, Address mask, Address feature_sum, int threads) {
@@ -57,25 +44,16 @@ tde::RowTransform row_transform(int64_t heads, float offset, float power, float 
   return {heads, {offset, power}, scale, at<const float>(divisor), at<const float>(direction), at<const float>(alpha)};
 }
 
-#ifdef TDE_HAS_CUDA
-void cuda_feature_sum(const tde::Matrix& x, Address mask, Address sum, Address workspace, Address stream) {
-  raise_unless_ok(
-      tde::cuda::feature_sum(x, at<const bool>(mask), at<float>(sum), at<float>(workspace), at<void>(stream)));
-}
-
-void cuda_fold_ema(Address ema, Address num_updates, Address sum, int64_t dim, float momentum, Address stream) {
-  raise_unless_ok(tde::cuda::fold_ema(at<float>(ema), at<int64_t>(num_updates), at<const float>(sum), dim, momentum,
-                                      at<void>(stream)));
-}
-#endif
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled core of tde_kernels. Private: arguments are addresses, checked by tde_kernels.backends.";
   const py::call_guard<py::gil_scoped_release> no_gil;
 
-  py::enum_<tde::DType>(m, "DType").value("f32", tde::DType::f32).value("bf16", tde::DType::bf16);
+  py::enum_<tde::DType>(m, "DType")
+      .value("f32", tde::DType::f32)
+      .value("bf16", tde::DType::bf16)
+      .value("f16", tde::DType::f16);
   py::class_<tde::Matrix>(m, "Matrix")
       .def(py::init([](Address data, tde::DType dtype, int64_t rows, int64_t cols, int64_t row_stride) {
              return tde::Matrix{at<void>(data), dtype, rows, cols, row_stride};
@@ -91,6 +69,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("instruction_set", &tde::BuildInfo::instruction_set)
       .def_readonly("cuda", &tde::BuildInfo::cuda)
       .def_readonly("has_cuda", &tde::BuildInfo::has_cuda)
+      .def_readonly("emulated", &tde::BuildInfo::emulated)
       .def_readonly("intel_cpu", &tde::BuildInfo::intel_cpu);
   m.def("build_info", &tde::build_info);
 
@@ -104,10 +83,6 @@ PYBIND11_MODULE(_C, m) {
         "heads"_a, "alpha"_a, "background"_a, "log"_a, "out"_a, "threads"_a);
 
 #ifdef TDE_HAS_CUDA
-  m.def("cuda_probe", [] { return tde::cuda::probe().error; }, "Why the current device cannot run the kernels, or ''.");
-  m.def("cuda_feature_sum_workspace", &tde::cuda::feature_sum_workspace, "rows"_a, "cols"_a);
-  m.def("cuda_feature_sum", &cuda_feature_sum, no_gil, "x"_a, "mask"_a, "feature_sum"_a, "workspace"_a, "stream"_a);
-  m.def("cuda_fold_ema", &cuda_fold_ema, no_gil, "ema"_a, "num_updates"_a, "feature_sum"_a, "dim"_a, "momentum"_a,
-        "stream"_a);
+  bind_cuda(m);
 #endif
 }

@@ -11,8 +11,13 @@ BuildInfo build_info() {
 #else
   constexpr bool has_cuda = false;
 #endif
+#ifdef TDE_EMULATED
+  constexpr bool emulated = true;
+#else
+  constexpr bool emulated = false;
+#endif
   return {TDE_VERSION,     TDE_COMPILER, TDE_OPENMP_STATUS, cpu_instruction_set(),
-          TDE_CUDA_STATUS, has_cuda,     runs_on_intel()};
+          TDE_CUDA_STATUS, has_cuda,     emulated,          runs_on_intel()};
 }
 
 }  // namespace tde

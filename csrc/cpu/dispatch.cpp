@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "check.h"
 #include "tde/background_exempt.h"
 
 namespace tde {
@@ -35,38 +36,6 @@ const Choice& choice() {
   return chosen;
 }
 
-std::string shape(const Matrix& m) { return "[" + std::to_string(m.rows) + ", " + std::to_string(m.cols) + "]"; }
-
-// Every check of the API in one place: the first that fails is the one told.
-class Check {
- public:
-  explicit Check(const char* function) : function_(function) {}
-
-  Check& that(bool holds, const std::string& otherwise) {
-    if (!holds && status_.ok()) status_.error = std::string(function_) + ": " + otherwise;
-    return *this;
-  }
-  Check& matrix(const Matrix& m, const char* name) {
-    that(m.rows >= 0 && m.cols >= 0, std::string(name) + " has a negative size " + shape(m));
-    that(m.rows * m.cols == 0 || m.data != nullptr, std::string(name) + " " + shape(m) + " has no memory");
-    return that(m.row_stride >= 0,
-                std::string(name) + " " + shape(m) + " has a negative row stride " + std::to_string(m.row_stride));
-  }
-  Check& same_shape(const Matrix& a, const Matrix& b, const char* names) {
-    return that(a.rows == b.rows && a.cols == b.cols,
-                std::string(names) + " differ in shape: " + shape(a) + " and " + shape(b));
-  }
-  Check& heads(const RowTransform& t, const Matrix& a) {
-    return that(t.heads >= 1 && a.cols % t.heads == 0,
-                std::to_string(t.heads) + " heads do not divide " + std::to_string(a.cols) + " columns");
-  }
-  const Status& status() const { return status_; }
-
- private:
-  const char* function_;
-  Status status_;
-};
-
 }  // namespace
 
 const char* cpu_instruction_set() { return choice().name; }
@@ -82,7 +51,7 @@ bool runs_on_intel() {
 Status normalize_rows(const Matrix& a, const RowTransform& transform, const Matrix& out, const RowByproducts& by,
                       int threads) {
   Check check("normalize_rows");
-  check.matrix(a, "a").matrix(out, "out").same_shape(a, out, "a and out").heads(transform, a);
+  check.cpu_matrix(a, "a").cpu_matrix(out, "out").same_shape(a, out, "a and out").heads(transform, a);
   check.that(transform.direction || (!transform.alpha && !by.projections), "alpha and projections need a direction");
   if (check.status().ok()) choice().kernels->normalize_rows(a, transform, out, by, threads);
   return check.status();
@@ -91,7 +60,7 @@ Status normalize_rows(const Matrix& a, const RowTransform& transform, const Matr
 Status normalize_rows_backward(const Matrix& grad, const Matrix& a, const float* norms, const RowTransform& transform,
                                const Matrix& grad_a, float* grad_divisor, int threads) {
   Check check("normalize_rows_backward");
-  check.matrix(grad, "grad").matrix(a, "a").matrix(grad_a, "grad_a").heads(transform, a);
+  check.cpu_matrix(grad, "grad").cpu_matrix(a, "a").cpu_matrix(grad_a, "grad_a").heads(transform, a);
   check.same_shape(grad, a, "grad and a").same_shape(grad_a, a, "grad_a and a");
   check.that(grad_a.dtype == a.dtype, "grad_a must have the dtype of a");
   check.that(norms || a.rows == 0, "norms are missing");
@@ -104,7 +73,7 @@ Status normalize_rows_backward(const Matrix& grad, const Matrix& a, const float*
 
 Status feature_sum(const Matrix& x, const bool* mask, float* feature_sum, int threads) {
   Check check("feature_sum");
-  check.matrix(x, "x").that(feature_sum, "there is nowhere to write the sum");
+  check.cpu_matrix(x, "x").that(feature_sum, "there is nowhere to write the sum");
   if (check.status().ok()) choice().kernels->feature_sum(x, mask, feature_sum, threads);
   return check.status();
 }
@@ -124,12 +93,8 @@ Status background_exempt(const Matrix& logits, const float* row_projections, con
                          int64_t heads, const float* alpha, int64_t background, bool log, const Matrix& out,
                          int threads) {
   Check check("background_exempt");
-  check.matrix(logits, "logits").matrix(out, "out").same_shape(logits, out, "logits and out");
-  check.that(logits.dtype == DType::f32, "logits must be float32: their difference is not taken after rounding");
-  check.that(alpha && heads >= 1, "alpha and at least one head are needed");
-  check.that(class_projections && (row_projections || logits.rows == 0), "projections are missing");
-  check.that(background >= 0 && background < logits.cols,
-             "background " + std::to_string(background) + " is not one of " + std::to_string(logits.cols) + " classes");
+  check.cpu_matrix(logits, "logits").cpu_matrix(out, "out");
+  check.exempt(logits, row_projections, class_projections, heads, alpha, background, out);
   if (check.status().ok())
     choice().kernels->background_exempt(logits, row_projections, class_projections, heads, alpha, background, log, out,
                                         threads);

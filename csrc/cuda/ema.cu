@@ -1,94 +1,102 @@
-// The EMA update on the device, in a fixed order: blocks of rows are summed into a workspace, then in order of rows.
-// No atomics, no host synchronisation; everything runs on the caller's stream.
-#include <cuda_bf16.h>
-
+// The EMA update alone, in one launch, and its two halves for a reduction over ranks in between.
+#include "check.h"
+#include "cuda/elements.cuh"
+#include "cuda/ema.cuh"
 #include "cuda/launch.h"
 #include "tde/ema.h"
 
 namespace tde::cuda {
 namespace {
 
-constexpr int kThreads = 128;       // columns of a block, one a thread: neighbouring threads read neighbouring columns
-constexpr int64_t kBlockRows = 64;  // rows that one block sums; the workspace holds a row of sums for each
+constexpr unsigned kThreads = 256, kWarps = kThreads / kWarp;
+// Rows of a block: few, so that the blocks fill a device; but no more blocks than the last one adds up in a moment.
+constexpr int64_t kLeastRows = 32, kMostBlocks = 128;
 
-__device__ float to_float(float value) { return value; }
-__device__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+int64_t rows_of_block(int64_t rows) { return std::max(kLeastRows, ceil_div(rows, kMostBlocks)); }
+int64_t row_blocks(int64_t rows) { return ceil_div(rows, rows_of_block(rows)); }
+int64_t strip_width(int64_t elements) { return elements * kWarp; }
 
-// Partial sums [blocks, cols + 1]: the last column counts the rows taken in.
-template <typename T>
-__global__ void sum_blocks(const T* x, int64_t rows, int64_t cols, int64_t row_stride, const bool* mask,
-                           float* partial) {
-  const int64_t col = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (col > cols) return;
-  for (int64_t block = blockIdx.y; block * kBlockRows < rows; block += gridDim.y) {
-    const int64_t begin = block * kBlockRows, end = min(begin + kBlockRows, rows);
-    float sum = 0;
-    for (int64_t r = begin; r < end; ++r) {
-      if (mask && !mask[r]) continue;
-      sum += col < cols ? to_float(x[r * row_stride + col]) : 1.f;
-    }
-    partial[block * (cols + 1) + col] = sum;
+// A lane keeps kColumns columns, a warp takes every kWarps-th row.
+template <typename T, int kColumns>
+__global__ void __launch_bounds__(kThreads, 2) sum_and_fold(const T* x, int64_t rows, int64_t row_stride,
+                                                            int64_t block_rows, EmaUpdate update, Partials partials) {
+  float* sums = dynamic_shared<float>();  // [kWarps, kWarp * kColumns]
+  unsigned* counts = reinterpret_cast<unsigned*>(sums + kThreads * kColumns);
+  const int64_t begin = int64_t{blockIdx.x} * kWarp * kColumns, col = begin + lane() * kColumns;
+  const int64_t first = int64_t{blockIdx.y} * block_rows, last = min(first + block_rows, rows);
+  const bool inside = col < partials.cols;
+  float own[kColumns] = {};
+  unsigned taken = 0;
+  for (int64_t row = first + warp(); row < last; row += kWarps) {
+    if (update.mask && !update.mask[row]) continue;  // not read: a NaN in it does no harm
+    ++taken;
+    if (!inside) continue;
+    float values[kColumns];
+    load(values, x + row * row_stride + col);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) own[i] += values[i];
   }
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) sums[threadIdx.x * kColumns + i] = own[i];
+  if (lane() == 0) counts[warp()] = taken;
+  __syncthreads();
+  const int64_t end = min(begin + int64_t{kWarp} * kColumns, partials.cols);
+  for (int64_t i = threadIdx.x; begin + i < end; i += kThreads) {
+    float sum = 0;
+#pragma unroll
+    for (unsigned w = 0; w < kWarps; ++w) sum += sums[w * kWarp * kColumns + i];
+    partials.sums[blockIdx.y * partials.cols + begin + i] = sum;
+  }
+  if (threadIdx.x == 0) {
+    unsigned count = 0;
+#pragma unroll
+    for (unsigned w = 0; w < kWarps; ++w) count += counts[w];
+    partials.counts[blockIdx.x * partials.row_blocks + blockIdx.y] = static_cast<float>(count);
+  }
+  arrive_and_fold(update, partials, blockIdx.x, begin, end, counts + kWarps);
 }
 
-__global__ void sum_partials(const float* partial, int64_t blocks, int64_t cols, float* feature_sum) {
-  const int64_t col = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (col > cols) return;
-  float sum = 0, lost = 0;  // compensated, so that many blocks cost no precision
-  for (int64_t block = 0; block < blocks; ++block) {
-    const float term = partial[block * (cols + 1) + col] - lost;
-    const float next = sum + term;
-    lost = (next - sum) - term;
-    sum = next;
-  }
-  feature_sum[col] = sum;
+template <typename T, int kColumns>
+Status sum_columns(const Matrix& x, const EmaUpdate& update, float* floats, unsigned* counters, void* stream) {
+  const int64_t blocks = row_blocks(x.rows), strips = ceil_div(x.cols, strip_width(kColumns));
+  const Launch with{dim3(static_cast<unsigned>(strips), static_cast<unsigned>(blocks)), kThreads,
+                    (kThreads * kColumns + kWarps + 1) * sizeof(float)};
+  return launch("update_ema", shape(x), sum_and_fold<T, kColumns>, with, stream, elements<T>(x), x.rows, x.row_stride,
+                rows_of_block(x.rows), update, Partials::in(floats, counters, blocks, x.cols));
 }
 
 __global__ void fold(float* ema, int64_t* num_updates, const float* feature_sum, int64_t dim, float momentum) {
   const float count = feature_sum[dim];
   if (count == 0) return;
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i < dim) ema[i] = momentum * ema[i] + feature_sum[i] / count;
   if (i == 0 && num_updates) ++*num_updates;
 }
 
-int64_t row_blocks(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows; }
-
 }  // namespace
 
-Status probe() {
-  cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, fold);
-  if (error == cudaSuccess) return {};
-  cudaGetLastError();  // the answer is the status; no later launch inherits it
-  return {cudaGetErrorString(error)};
+Scratch update_ema_scratch(const Matrix& x) {
+  const int64_t each = aligned(x) ? kAccess / element_size(x.dtype) : 1;
+  return Partials::scratch(row_blocks(x.rows), x.cols, ceil_div(x.cols, strip_width(each)));
 }
 
-int64_t feature_sum_workspace(int64_t rows, int64_t cols) { return row_blocks(rows) * (cols + 1); }
-
-Status feature_sum(const Matrix& x, const bool* mask, float* feature_sum, float* workspace, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  const unsigned strips = grid_for(x.cols + 1, kThreads);
-  const int64_t blocks = row_blocks(x.rows);
-  if (blocks > 0) {
-    const dim3 grid(strips, static_cast<unsigned>(std::min<int64_t>(blocks, kMaxGridY)));
-    if (x.dtype == DType::f32)
-      sum_blocks<<<grid, kThreads, 0, on>>>(static_cast<const float*>(x.data), x.rows, x.cols, x.row_stride, mask,
-                                            workspace);
-    else
-      sum_blocks<<<grid, kThreads, 0, on>>>(static_cast<const __nv_bfloat16*>(x.data), x.rows, x.cols, x.row_stride,
-                                            mask, workspace);
-  }
-  if (Status status = launched("feature_sum", x.rows, x.cols); !status.ok()) return status;
-  sum_partials<<<strips, kThreads, 0, on>>>(workspace, blocks, x.cols, feature_sum);
-  return launched("feature_sum", x.rows, x.cols);
+Status update_ema(const Matrix& x, const EmaUpdate& update, float* floats, unsigned* counters, void* stream) {
+  Check check("cuda::update_ema");
+  check.matrix(x, "x").that(update.asked(), "there is nowhere to write to");
+  check.that(x.rows > 0 || !update.feature_sum, "the sum of no rows needs no kernel: fill it with zeros");
+  if (!check.status().ok() || x.rows == 0 || x.cols == 0) return check.status();
+  return with_type(x.dtype, [&](auto type) {
+    using T = decltype(type);
+    return aligned(x) ? sum_columns<T, kAccess / sizeof(T)>(x, update, floats, counters, stream)
+                      : sum_columns<T, 1>(x, update, floats, counters, stream);
+  });
 }
 
 Status fold_ema(float* ema, int64_t* num_updates, const float* feature_sum, int64_t dim, float momentum, void* stream) {
   if (dim == 0) return {};
-  fold<<<grid_for(dim, kThreads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(ema, num_updates, feature_sum, dim,
-                                                                                    momentum);
-  return launched("fold_ema", 1, dim);
+  const Launch with{dim3(static_cast<unsigned>(ceil_div(dim, int64_t{kThreads}))), kThreads};
+  return launch("fold_ema", "[" + std::to_string(dim) + "]", fold, with, stream, ema, num_updates, feature_sum, dim,
+                momentum);
 }
 
 }  // namespace tde::cuda

@@ -1,27 +1,60 @@
-// Launch arithmetic and the status of a launch.
+// A launch with its status. Emulated, it runs the kernel on the CPU.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
-#include <algorithm>
 #include <string>
+#include <tuple>
 
+#include "cuda/simt.cuh"
 #include "tde/types.h"
 
 namespace tde::cuda {
 
 constexpr int64_t kMaxGridY = 65535;
 
-inline unsigned grid_for(int64_t items, int64_t per_block) {
-  return static_cast<unsigned>((items + per_block - 1) / per_block);
+template <typename T>
+constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
 }
 
-// The status of the launch just made. Reads and clears the error, so that the next launch does not inherit it.
-inline Status launched(const char* kernel, int64_t rows, int64_t cols) {
-  const cudaError_t error = cudaGetLastError();
+struct Launch {
+  dim3 grid;
+  unsigned threads;
+  size_t shared_bytes = 0;
+};
+
+#ifndef TDE_EMULATED
+// Of the call or launch just made. Reads and clears the error, so that the next launch does not inherit it.
+inline Status status_of(const std::string& what, cudaError_t error) {
   if (error == cudaSuccess) return {};
-  return {std::string("cuda::") + kernel + " on [" + std::to_string(rows) + ", " + std::to_string(cols) +
-          "]: " + cudaGetErrorString(error)};
+  cudaGetLastError();
+  return {what + ": " + cudaGetErrorString(error)};
+}
+#endif
+
+// Runs `kernel` with `arguments` on `stream`, a cudaStream_t; a failure names the kernel and `shape`.
+template <typename... Parameters, typename... Arguments>
+Status launch(const char* name, const std::string& shape, void (*kernel)(Parameters...), const Launch& with,
+              [[maybe_unused]] void* stream, const Arguments&... arguments) {
+  const std::string what = std::string("cuda::") + name + " on " + shape;
+  std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
+#ifdef TDE_EMULATED
+  return simt::run(what, with.grid, with.threads, with.shared_bytes, [&] { std::apply(kernel, values); });
+#else
+  constexpr size_t kUnasked = 48 << 10;  // a kernel that wants more shared memory has to say so beforehand
+  if (with.shared_bytes > kUnasked) {
+    const int bytes = static_cast<int>(with.shared_bytes);
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (Status status = status_of(what, error); !status.ok()) return status;
+  }
+  return std::apply(
+      [&](auto&... value) {
+        void* addresses[] = {static_cast<void*>(&value)...};
+        return status_of(what, cudaLaunchKernel(reinterpret_cast<const void*>(kernel), with.grid, dim3(with.threads),
+                                                addresses, with.shared_bytes, static_cast<cudaStream_t>(stream)));
+      },
+      values);
+#endif
 }
 
 }  // namespace tde::cuda

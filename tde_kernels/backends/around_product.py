@@ -5,11 +5,14 @@ The passes are a backend's own; what they compute is written down in :mod:`tde_k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from tde_kernels import reference
+from tde_kernels.backends.core import Saved, kept
 from tde_kernels.backends.grouped import Grouped, Rows
 
 
@@ -36,6 +39,76 @@ class Passes(Protocol):
     def wide_product(self, a: Tensor, b: Tensor) -> Tensor:
         """The same, in float32 where the library can: a difference follows it."""
         ...
+
+
+class DeviceProducts(Passes, Protocol):
+    """The products of a GPU's own library."""
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.mm(a, b.t())
+
+    def wide_product(self, a: Tensor, b: Tensor) -> Tensor:
+        if a.dtype == torch.float32:
+            return torch.mm(a, b.t())
+        if a.is_cuda:
+            return torch.mm(a, b.t(), out_dtype=torch.float32)
+        return torch.mm(a.float(), b.t().float())  # kernels run on the CPU: its product has no such option
+
+
+def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
+    """See :class:`~tde_kernels.backends.core.Saved`: scaled operands and their norms, where they are not the inputs."""
+    operands = [None if rows.untouched(dtype) else rows for rows in (p.features, p.weights)]
+    hats = [Saved((0,), dtype) if rows is None else Saved(rows.a.shape, dtype) for rows in operands]
+    norms = [Saved((0,)) if rows is None else Saved((rows.a.shape[0], rows.num_heads)) for rows in operands]
+    return [*hats, *norms, Saved((0,))]
+
+
+def logits(
+    passes: Passes,
+    p: Grouped,
+    dtype: torch.dtype,
+    normalize_features: Callable[..., Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """The logits and what :func:`saves` lists. The counterfactual is subtracted from the features on their way.
+
+    Args:
+        normalize_features: does more in its pass over the features than ``passes.normalize``, whose arguments it takes.
+    """
+    # outputs of an op must not be one another: an empty one each
+    hats, norms = [], []
+    for rows, normalize in ((p.features, normalize_features or passes.normalize), (p.weights, passes.normalize)):
+        untouched = rows.untouched(dtype)
+        norm = rows.a.new_empty((0,) if untouched else (rows.a.shape[0], p.heads), dtype=torch.float32)
+        hats.append(rows.a.new_empty(0, dtype=dtype) if untouched else normalize(rows, dtype, norms=norm))
+        norms.append(norm)
+    x_hat, w_hat = (hat if hat.dim() == 2 else a for hat, a in zip(hats, (p.x, p.w), strict=True))
+    return passes.product(x_hat, w_hat), *hats, *norms, p.x.new_empty(0, dtype=torch.float32)
+
+
+def logits_backward(
+    passes: Passes,
+    p: Grouped,
+    grad: Tensor,
+    x_hat: Tensor,
+    w_hat: Tensor,
+    x_norms: Tensor,
+    w_norms: Tensor,
+    along_x: Tensor,
+    *,
+    wants_x: bool,
+    wants_w: bool,
+    wants_class_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``tde::logits_backward``: a product for each operand, then the projection in place on its result."""
+    features, weights = p.features, p.weights
+    dx, dw, dscale = (p.x.new_empty(0, dtype=torch.float32) for _ in range(3))
+    if wants_x:
+        dx = operand_gradient(passes, grad, features, weights, x_norms, kept(w_hat))
+    if wants_w or wants_class_scale:
+        dscale = p.w.new_empty(p.w.shape[0], dtype=torch.float32) if wants_class_scale else dscale
+        divisor = dscale if wants_class_scale else None
+        dw = operand_gradient(passes, grad.t(), weights, features, w_norms, kept(x_hat), divisor)
+    return dx, dw, dscale
 
 
 def effects(passes: Passes, p: Grouped) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,3 +141,14 @@ def operand_gradient(
     if own.untouched(grad.dtype):
         return passes.product(grad, other_hat.t())
     return passes.backward(own, passes.wide_product(grad, other_hat.t()), own_norms, grad_divisor)
+
+
+def alpha_sweep(passes: Passes, p: Grouped, alphas: Tensor) -> Tensor:
+    """See ``tde::alpha_sweep``: torch's argmax for each alpha, over a stored product."""
+    return reference.winners(*effects(passes, p), alphas)
+
+
+def topk(passes: Passes, p: Grouped, *, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """See ``tde::topk``: torch's sort of stored logits."""
+    stored, *_ = logits(passes, p, dtype)
+    return reference.lowest_topk(stored, k)

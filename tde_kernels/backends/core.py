@@ -1,8 +1,11 @@
-"""The compiled core, where there is one, and how tensors are handed to it."""
+"""The compiled core, where there is one, and how tensors are handed to it.
+
+``TDE_CORE`` in the environment names another build of it to load; tests so run the CUDA kernels emulated on the CPU.
+"""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 from collections.abc import Sequence
 from types import ModuleType
@@ -17,11 +20,26 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 if os.environ.get("TDE_CPU_ISA", "baseline") not in INSTRUCTION_SETS:
     raise ValueError(f"TDE_CPU_ISA must be one of {', '.join(INSTRUCTION_SETS)}, got {os.environ['TDE_CPU_ISA']!r}")
 
+DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+def _load() -> ModuleType:
+    elsewhere = os.environ.get("TDE_CORE")
+    if not elsewhere:
+        return importlib.import_module("tde_kernels._C")
+    spec = importlib.util.spec_from_file_location("tde_kernels._C", elsewhere)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"TDE_CORE={elsewhere} is no Python module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 # torch comes first: its OpenMP is then already loaded, and the core shares its threads instead of starting its own.
 _core: ModuleType | None = None
 missing: str | None = None
 try:
-    _core = importlib.import_module("tde_kernels._C")
+    _core = _load()
 except ImportError as error:
     missing = f"the compiled core is missing ({error}); reinstall with a C++ compiler at hand"
 
@@ -43,10 +61,6 @@ class Saved(NamedTuple):
     dtype: torch.dtype = torch.float32
 
 
-def served_dtypes() -> tuple[torch.dtype, ...]:
-    return (torch.float32, torch.bfloat16)
-
-
 def dense_rows(a: Tensor) -> Tensor:
     """``a [R, N]`` itself where the columns of a row lie side by side, else a copy in which they do."""
     return a if a.stride(1) == 1 or a.shape[1] == 1 else a.contiguous()
@@ -55,8 +69,7 @@ def dense_rows(a: Tensor) -> Tensor:
 def matrix(a: Tensor) -> object:
     """``a [R, N]``, as the core sees it. The caller keeps ``a`` alive."""
     core = compiled()
-    dtype = core.DType.f32 if a.dtype == torch.float32 else core.DType.bf16
-    return core.Matrix(a.data_ptr(), dtype, a.shape[0], a.shape[1], a.stride(0))
+    return core.Matrix(a.data_ptr(), getattr(core.DType, DTYPES[a.dtype]), a.shape[0], a.shape[1], a.stride(0))
 
 
 def row_transform(rows: Rows) -> object:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from tde_kernels import reference
 from tde_kernels.backends import around_product, core
-from tde_kernels.backends.core import Saved
 from tde_kernels.backends.grouped import Grouped, Rows
 from tde_kernels.backends.product import product
 
@@ -16,7 +16,7 @@ def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot serve ``op``, or None."""
     if device_type != "cpu":
         return f"it serves tensors on the CPU, not on {device_type}"
-    if dtype not in core.served_dtypes():
+    if dtype not in (torch.float32, torch.bfloat16):
         return f"it serves float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     return core.missing
 
@@ -77,12 +77,7 @@ class _Passes(around_product.Passes):
 PASSES = _Passes()
 
 
-def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
-    """See :class:`~tde_kernels.backends.core.Saved`: scaled operands and their norms, where they are not the inputs."""
-    operands = [None if rows.untouched(dtype) else rows for rows in (p.features, p.weights)]
-    hats = [Saved((0,), dtype) if rows is None else Saved(rows.a.shape, dtype) for rows in operands]
-    norms = [Saved((0,)) if rows is None else Saved((rows.a.shape[0], rows.num_heads)) for rows in operands]
-    return [*hats, *norms, Saved((0,))]
+saves = around_product.saves
 
 
 def logits(
@@ -95,50 +90,17 @@ def logits(
     take_sum: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
-    """See ``tde::logits``. The counterfactual costs nothing more: it is subtracted from the features on their way."""
-    x, w, features, weights = p.x, p.w, p.features, p.weights
-    sums = _floats(x, x.shape[1] + 1) if take_sum or ema is not None else None
-    # outputs of an op must not be one another: an empty one each
-    x_hat, w_hat = x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
-    x_norms, w_norms = _floats(x, 0), _floats(x, 0)
-    if not features.untouched(dtype):
-        x_norms = _floats(x, x.shape[0], p.heads)
-        x_hat = PASSES.normalize(features, dtype, norms=x_norms, mask=mask, sums=sums)
-    elif sums is not None:
-        _sum_rows(x, mask, sums)
-    if not weights.untouched(dtype):
-        w_norms = _floats(w, w.shape[0], p.heads)
-        w_hat = PASSES.normalize(weights, dtype, norms=w_norms)
+    """See ``tde::logits``: the feature sum is taken in the pass over the features, where there is one."""
+    sums = _floats(p.x, p.x.shape[1] + 1) if take_sum or ema is not None else None
+    if sums is not None and p.features.untouched(dtype):
+        _sum_rows(p.x, mask, sums)
+    outputs = around_product.logits(PASSES, p, dtype, partial(PASSES.normalize, mask=mask, sums=sums))
     if ema is not None and sums is not None:
         fold_ema_(ema, num_updates, sums, momentum=momentum)
-    z = product(x_hat if x_hat.dim() == 2 else x, w_hat if w_hat.dim() == 2 else w)
-    taken = sums if take_sum and sums is not None else _floats(x, 0)
-    return z, x_hat, w_hat, x_norms, w_norms, _floats(x, 0), taken
+    return *outputs, sums if take_sum and sums is not None else _floats(p.x, 0)
 
 
-def logits_backward(
-    p: Grouped,
-    grad: Tensor,
-    x_hat: Tensor,
-    w_hat: Tensor,
-    x_norms: Tensor,
-    w_norms: Tensor,
-    along_x: Tensor,
-    *,
-    wants_x: bool,
-    wants_w: bool,
-    wants_class_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``tde::logits_backward``: a product for each operand, then the projection in place on its result."""
-    features, weights = p.features, p.weights
-    dx, dw, dscale = (_floats(p.x, 0) for _ in range(3))
-    if wants_x:
-        dx = around_product.operand_gradient(PASSES, grad, features, weights, x_norms, core.kept(w_hat))
-    if wants_w or wants_class_scale:
-        dscale = _floats(p.w, p.w.shape[0]) if wants_class_scale else dscale
-        divisor = dscale if wants_class_scale else None
-        dw = around_product.operand_gradient(PASSES, grad.t(), weights, features, w_norms, core.kept(x_hat), divisor)
-    return dx, dw, dscale
+logits_backward = partial(around_product.logits_backward, PASSES)
 
 
 def _sum_rows(x: Tensor, mask: Tensor | None, out: Tensor) -> None:
@@ -182,12 +144,5 @@ def background_exempt(p: Grouped, *, background: int, log: bool, dtype: torch.dt
     return out
 
 
-def alpha_sweep(p: Grouped, alphas: Tensor) -> Tensor:
-    """See ``tde::alpha_sweep``: torch's argmax for each alpha, over a stored product."""
-    return reference.winners(*around_product.effects(PASSES, p), alphas)
-
-
-def topk(p: Grouped, *, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """See ``tde::topk``: torch's sort of stored logits."""
-    stored, *_ = logits(p, None, None, None, momentum=0.0, take_sum=False, dtype=dtype)
-    return reference.lowest_topk(stored, k)
+alpha_sweep = partial(around_product.alpha_sweep, PASSES)
+topk = partial(around_product.topk, PASSES)

@@ -12,4 +12,12 @@ Status background_exempt(const Matrix& logits, const float* row_projections, con
                          int64_t heads, const float* alpha, int64_t background, bool log, const Matrix& out,
                          int threads);
 
+namespace cuda {
+
+// The same on the current device and a cudaStream_t.
+Status background_exempt(const Matrix& logits, const float* row_projections, const float* class_projections,
+                         int64_t heads, const float* alpha, int64_t background, bool log, const Matrix& out,
+                         void* stream);
+
+}  // namespace cuda
 }  // namespace tde

@@ -12,6 +12,7 @@ struct BuildInfo {
   std::string instruction_set;  // of the CPU kernels that this process runs
   std::string cuda;             // toolkit and architectures, or why there are none
   bool has_cuda;
+  bool emulated;   // the CUDA kernels run on the CPU, for tests
   bool intel_cpu;  // whose products MKL does best
 };
 

@@ -6,6 +6,7 @@
 // the scale and the divisor. Neither is ever stored.
 #pragma once
 
+#include "tde/ema.h"
 #include "tde/rows.h"
 #include "tde/types.h"
 
@@ -25,24 +26,4 @@ struct GroupedSaved {
   float* along_x = nullptr;  // [B, K]: r(n_k) <x_b^k, d^k>
 };
 
-// The EMA that takes the features in on the way; all null where none does.
-struct EmaUpdate {
-  float* ema = nullptr;            // [D] in place
-  int64_t* num_updates = nullptr;  // one more where a row was taken in
-  const bool* mask = nullptr;      // [B]; null means all rows
-  float momentum = 0;
-  float* feature_sum = nullptr;  // [D + 1]: sum of the rows taken in and their number, for a caller who folds elsewhere
-
-  bool asked() const { return ema != nullptr || feature_sum != nullptr; }
-};
-
-namespace cuda {
-
-// Memory that a launch needs beside its operands. The counters are zero before, and the kernel leaves them zero.
-struct Scratch {
-  int64_t floats = 0;
-  int64_t counters = 0;
-};
-
-}  // namespace cuda
 }  // namespace tde

@@ -43,4 +43,13 @@ Status normalize_rows(const Matrix& a, const RowTransform& transform, const Matr
 Status normalize_rows_backward(const Matrix& grad, const Matrix& a, const float* norms, const RowTransform& transform,
                                const Matrix& grad_a, float* grad_divisor, int threads);
 
+namespace cuda {
+
+// The same on the current device and a cudaStream_t; the feature sum is update_ema's.
+Status normalize_rows(const Matrix& a, const RowTransform& transform, const Matrix& out, float* norms,
+                      float* projections, void* stream);
+Status normalize_rows_backward(const Matrix& grad, const Matrix& a, const float* norms, const RowTransform& transform,
+                               const Matrix& grad_a, float* grad_divisor, void* stream);
+
+}  // namespace cuda
 }  // namespace tde

@@ -6,7 +6,7 @@
 
 namespace tde {
 
-enum class DType : int32_t { f32, bf16 };
+enum class DType : int32_t { f32, bf16, f16 };
 
 // A row-major matrix over memory that the caller owns. Columns are contiguous; rows lie `row_stride` elements apart.
 struct Matrix {

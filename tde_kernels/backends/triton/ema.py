@@ -12,9 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from tde_kernels.backends import core
+from tde_kernels.backends.arrivals import arrivals
 from tde_kernels.backends.triton import launch
 
 _SUM = {"BLOCK_ROWS": 32, "BLOCK_COLUMNS": 64, "num_warps": 4, "num_stages": 2}
@@ -143,23 +143,6 @@ def _fold(ema, num_updates, total, dim, momentum, BLOCK: tl.constexpr):
             tl.store(num_updates, tl.load(num_updates) + (count > 0).to(tl.int64))
 
 
-_arrivals_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def _arrivals(ema: Tensor | None, like: Tensor, shares: int) -> Tensor:
-    """Zeros ``[shares]`` int32, which a kernel hands back as zeros: those of an EMA are kept, to save filling them.
-
-    Work on one EMA is ordered by its caller, so no two kernels share them. A graph's own memory is not kept.
-    """
-    capturing = like.is_cuda and torch.cuda.is_current_stream_capturing()
-    kept = None if ema is None or capturing else _arrivals_of.get(ema)
-    if kept is None or kept.shape[0] < shares or kept.device != like.device:
-        kept = torch.zeros(shares, dtype=torch.int32, device=like.device)
-        if ema is not None and not capturing:
-            _arrivals_of[ema] = kept
-    return kept
-
-
 def update_of(
     x: Tensor, mask: Tensor | None, ema: Tensor | None, momentum: float, take_sum: bool, *, blocks: int, shares: int
 ) -> Update | None:
@@ -172,7 +155,7 @@ def update_of(
         sums.zero_()
     partial_sums = x.new_empty((blocks, dim), dtype=torch.float32)
     counts = x.new_empty((shares, blocks), dtype=torch.float32)
-    return Update(mask, sums, partial_sums, counts, _arrivals(ema, x, shares), momentum)
+    return Update(mask, sums, partial_sums, counts, arrivals(ema, x, shares), momentum)
 
 
 def _sum_columns(

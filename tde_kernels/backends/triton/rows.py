@@ -135,7 +135,7 @@ def _backward(
         store_divisor_gradient(operand, grad_divisor, out_v, row, exists, head, heads)
 
 
-class _Passes(around_product.Passes):
+class _Passes(around_product.DeviceProducts):
     """One launch a pass, and the bare product of cuBLAS or hipBLASLt."""
 
     def normalize(
@@ -152,16 +152,6 @@ class _Passes(around_product.Passes):
         if grad_divisor is not None and shares is not None:
             torch.sum(shares, 1, out=grad_divisor)
         return out
-
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.mm(a, b.t())
-
-    def wide_product(self, a: Tensor, b: Tensor) -> Tensor:
-        if a.dtype == torch.float32:
-            return torch.mm(a, b.t())
-        if a.is_cuda:
-            return torch.mm(a, b.t(), out_dtype=torch.float32)
-        return torch.mm(a.float(), b.t().float())  # the interpreter's tensors: the CPU's product has no such option
 
 
 def _launch(kernel: Any, rows: Rows, **arguments: Any) -> None:

@@ -1,0 +1,69 @@
+// The part of tde_kernels._C that runs on a GPU: functions on the current device and a given stream.
+#include "bindings.h"
+#include "tde/background_exempt.h"
+#include "tde/ema.h"
+#include "tde/probe.h"
+#include "tde/rows.h"
+
+namespace py = pybind11;
+using py::literals::operator""_a;
+
+namespace {
+
+tde::EmaUpdate ema_update(Address ema, Address num_updates, Address mask, float momentum, Address feature_sum) {
+  return {at<float>(ema), at<int64_t>(num_updates), at<const bool>(mask), momentum, at<float>(feature_sum)};
+}
+
+void update_ema(const tde::Matrix& x, const tde::EmaUpdate& update, Address floats, Address counters, Address stream) {
+  raise_unless_ok(tde::cuda::update_ema(x, update, at<float>(floats), at<unsigned>(counters), at<void>(stream)));
+}
+
+void fold_ema(Address ema, Address num_updates, Address sum, int64_t dim, float momentum, Address stream) {
+  raise_unless_ok(tde::cuda::fold_ema(at<float>(ema), at<int64_t>(num_updates), at<const float>(sum), dim, momentum,
+                                      at<void>(stream)));
+}
+
+void normalize_rows(const tde::Matrix& a, const tde::RowTransform& transform, const tde::Matrix& out, Address norms,
+                    Address projections, Address stream) {
+  raise_unless_ok(
+      tde::cuda::normalize_rows(a, transform, out, at<float>(norms), at<float>(projections), at<void>(stream)));
+}
+
+void normalize_rows_backward(const tde::Matrix& grad, const tde::Matrix& a, Address norms,
+                             const tde::RowTransform& transform, const tde::Matrix& grad_a, Address grad_divisor,
+                             Address stream) {
+  raise_unless_ok(tde::cuda::normalize_rows_backward(grad, a, at<const float>(norms), transform, grad_a,
+                                                     at<float>(grad_divisor), at<void>(stream)));
+}
+
+void background_exempt(const tde::Matrix& logits, Address row_projections, Address class_projections, int64_t heads,
+                       Address alpha, int64_t background, bool log, const tde::Matrix& out, Address stream) {
+  raise_unless_ok(tde::cuda::background_exempt(logits, at<const float>(row_projections),
+                                               at<const float>(class_projections), heads, at<const float>(alpha),
+                                               background, log, out, at<void>(stream)));
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  const py::call_guard<py::gil_scoped_release> no_gil;
+
+  py::class_<tde::EmaUpdate>(m, "EmaUpdate")
+      .def(py::init(&ema_update), "ema"_a = 0, "num_updates"_a = 0, "mask"_a = 0, "momentum"_a = 0.f,
+           "feature_sum"_a = 0);
+  py::class_<tde::cuda::Scratch>(m, "Scratch")
+      .def_readonly("floats", &tde::cuda::Scratch::floats)
+      .def_readonly("counters", &tde::cuda::Scratch::counters);
+
+  m.def("cuda_probe", [] { return tde::cuda::probe().error; }, "Why the current device cannot run the kernels, or ''.");
+  m.def("cuda_update_ema_scratch", &tde::cuda::update_ema_scratch, "x"_a);
+  m.def("cuda_update_ema", &update_ema, no_gil, "x"_a, "update"_a, "floats"_a, "counters"_a, "stream"_a);
+  m.def("cuda_fold_ema", &fold_ema, no_gil, "ema"_a, "num_updates"_a, "feature_sum"_a, "dim"_a, "momentum"_a,
+        "stream"_a);
+  m.def("cuda_normalize_rows", &normalize_rows, no_gil, "a"_a, "transform"_a, "out"_a, "norms"_a, "projections"_a,
+        "stream"_a);
+  m.def("cuda_normalize_rows_backward", &normalize_rows_backward, no_gil, "grad"_a, "a"_a, "norms"_a, "transform"_a,
+        "grad_a"_a, "grad_divisor"_a, "stream"_a);
+  m.def("cuda_background_exempt", &background_exempt, no_gil, "logits"_a, "row_projections"_a, "class_projections"_a,
+        "heads"_a, "alpha"_a, "background"_a, "log"_a, "out"_a, "stream"_a);
+}

@@ -1,0 +1,57 @@
+// The checks of the API: the first that fails is the one told.
+#pragma once
+
+#include <string>
+
+#include "tde/rows.h"
+#include "tde/types.h"
+
+namespace tde {
+
+inline std::string shape(const Matrix& m) {
+  return std::string("[").append(std::to_string(m.rows)).append(", ").append(std::to_string(m.cols)).append("]");
+}
+
+class Check {
+ public:
+  explicit Check(const char* function) : function_(function) {}
+
+  Check& that(bool holds, const std::string& otherwise) {
+    if (!holds && status_.ok()) status_.error = std::string(function_) + ": " + otherwise;
+    return *this;
+  }
+  Check& matrix(const Matrix& m, const char* name) {
+    that(m.rows >= 0 && m.cols >= 0, std::string(name) + " has a negative size " + shape(m));
+    that(m.rows * m.cols == 0 || m.data != nullptr, std::string(name) + " " + shape(m) + " has no memory");
+    return that(m.row_stride >= 0,
+                std::string(name) + " " + shape(m) + " has a negative row stride " + std::to_string(m.row_stride));
+  }
+  Check& cpu_matrix(const Matrix& m, const char* name) {
+    return matrix(m, name).that(m.dtype != DType::f16, std::string(name) + " is float16, which the CPU does not serve");
+  }
+  Check& same_shape(const Matrix& a, const Matrix& b, const char* names) {
+    return that(a.rows == b.rows && a.cols == b.cols,
+                std::string(names) + " differ in shape: " + shape(a) + " and " + shape(b));
+  }
+  Check& heads(const RowTransform& t, const Matrix& a) {
+    return that(t.heads >= 1 && a.cols % t.heads == 0,
+                std::to_string(t.heads) + " heads do not divide " + std::to_string(a.cols) + " columns");
+  }
+  Check& exempt(const Matrix& logits, const float* row_projections, const float* class_projections, int64_t heads,
+                const float* alpha, int64_t background, const Matrix& out) {
+    matrix(logits, "logits").matrix(out, "out").same_shape(logits, out, "logits and out");
+    that(logits.dtype == DType::f32, "logits must be float32: their difference is not taken after rounding");
+    that(alpha && heads >= 1, "alpha and at least one head are needed");
+    that(class_projections && (row_projections || logits.rows == 0), "projections are missing");
+    return that(
+        background >= 0 && background < logits.cols,
+        "background " + std::to_string(background) + " is not one of " + std::to_string(logits.cols) + " classes");
+  }
+  const Status& status() const { return status_; }
+
+ private:
+  const char* function_;
+  Status status_;
+};
+
+}  // namespace tde

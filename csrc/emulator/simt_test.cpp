@@ -1,0 +1,84 @@
+// What the emulator is for: that it runs what is right, and shows what is wrong.
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "cuda/elements.cuh"
+#include "cuda/launch.h"
+
+namespace tde::cuda {
+namespace {
+
+constexpr unsigned kThreads = 64;
+
+void expect(bool holds, const char* what) {
+  if (holds) return;
+  std::fprintf(stderr, "simt_test: %s\n", what);
+  std::exit(1);
+}
+
+template <typename... Parameters, typename... Arguments>
+Status run(void (*kernel)(Parameters...), size_t shared_bytes, Arguments... arguments) {
+  return launch("kernel", "a test", kernel, {dim3(3, 2), kThreads, shared_bytes}, nullptr, arguments...);
+}
+
+// Every thread reads what its neighbour in another warp wrote.
+void neighbour(float* out, bool with_barrier) {
+  float* shared = dynamic_shared<float>();
+  shared[threadIdx.x] = static_cast<float>(threadIdx.x);
+  if (with_barrier) __syncthreads();
+  const unsigned block = blockIdx.y * gridDim.x + blockIdx.x;
+  out[block * kThreads + threadIdx.x] = shared[(threadIdx.x + kWarp) % kThreads];
+}
+
+void sums(float* out) {
+  const float sum = warp_sum(static_cast<float>(lane()));
+  const float broadcast = __shfl_sync(kAllLanes, sum + lane(), 5);
+  if (blockIdx.x == 0 && blockIdx.y == 0) out[threadIdx.x] = broadcast;
+}
+
+void half_a_barrier() {
+  if (threadIdx.x < kWarp)
+    __syncthreads();
+  else
+    __syncwarp();
+}
+
+void too_far() { dynamic_shared<float>()[threadIdx.x + 1] = 1; }
+
+void copy(const float* from, float* early, float* late) {
+  float* shared = dynamic_shared<float>();
+  simt::copy_later(shared + threadIdx.x, from + threadIdx.x, sizeof(float));
+  simt::commit_copies();
+  early[threadIdx.x] = shared[threadIdx.x];
+  simt::wait_for_copies(0);
+  late[threadIdx.x] = shared[threadIdx.x];
+}
+
+bool all_written(const std::vector<float>& out) {
+  for (size_t i = 0; i < out.size(); ++i)
+    if (out[i] != static_cast<float>((i + kWarp) % kThreads)) return false;
+  return true;
+}
+
+void test() {
+  std::vector<float> out(6 * kThreads);
+  constexpr size_t kBytes = kThreads * sizeof(float);
+  expect(run(neighbour, kBytes, out.data(), true).ok() && all_written(out), "a right kernel came out wrong");
+  expect(run(neighbour, kBytes, out.data(), false).ok() && !all_written(out), "a missing barrier did not show");
+  expect(run(sums, 0, out.data()).ok() && out[0] == 31 * 16 + 5 && out[63] == out[0], "a warp's sum is wrong");
+  expect(!run(half_a_barrier, 0).ok(), "threads at different barriers went on");
+  expect(run(sums, 0, out.data()).ok(), "nothing runs after a kernel that hung");
+  expect(run(too_far, kBytes).error.find("past the end") != std::string::npos, "a write past the end went unseen");
+  std::vector<float> from(kThreads, 7), early(kThreads), late(kThreads);
+  expect(run(copy, kBytes, from.data(), early.data(), late.data()).ok() && late == from, "a copy did not arrive");
+  expect(std::isnan(early[0]), "a copy arrived before it was waited for");
+}
+
+}  // namespace
+}  // namespace tde::cuda
+
+int main() {
+  tde::cuda::test();
+  std::puts("simt_test: all is as it should be");
+}
