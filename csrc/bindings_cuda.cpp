@@ -2,6 +2,7 @@
 #include "bindings.h"
 #include "tde/background_exempt.h"
 #include "tde/ema.h"
+#include "tde/logits.h"
 #include "tde/probe.h"
 #include "tde/rows.h"
 
@@ -43,6 +44,19 @@ void background_exempt(const tde::Matrix& logits, Address row_projections, Addre
                                                background, log, out, at<void>(stream)));
 }
 
+void small_logits(const tde::Operand& features, const tde::Operand& weights, const tde::EmaUpdate& update,
+                  const tde::Matrix& out, Address floats, Address counters, Address stream) {
+  raise_unless_ok(tde::cuda::small_logits(features, weights, update, out, at<float>(floats), at<unsigned>(counters),
+                                          at<void>(stream)));
+}
+
+void small_logits_backward(const tde::Operand& own, const tde::Operand& other, const tde::Matrix& grad,
+                           int64_t grad_col_stride, const tde::Matrix& grad_own, Address grad_divisor, Address floats,
+                           Address counters, Address stream) {
+  raise_unless_ok(tde::cuda::small_logits_backward(own, other, grad, grad_col_stride, grad_own, at<float>(grad_divisor),
+                                                   at<float>(floats), at<unsigned>(counters), at<void>(stream)));
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
@@ -55,6 +69,8 @@ void bind_cuda(py::module_& m) {
       .def_readonly("floats", &tde::cuda::Scratch::floats)
       .def_readonly("counters", &tde::cuda::Scratch::counters);
 
+  py::class_<tde::Operand>(m, "Operand").def(py::init<tde::Matrix, tde::RowTransform>(), "a"_a, "transform"_a);
+
   m.def("cuda_probe", [] { return tde::cuda::probe().error; }, "Why the current device cannot run the kernels, or ''.");
   m.def("cuda_update_ema_scratch", &tde::cuda::update_ema_scratch, "x"_a);
   m.def("cuda_update_ema", &update_ema, no_gil, "x"_a, "update"_a, "floats"_a, "counters"_a, "stream"_a);
@@ -66,4 +82,12 @@ void bind_cuda(py::module_& m) {
         "grad_a"_a, "grad_divisor"_a, "stream"_a);
   m.def("cuda_background_exempt", &background_exempt, no_gil, "logits"_a, "row_projections"_a, "class_projections"_a,
         "heads"_a, "alpha"_a, "background"_a, "log"_a, "out"_a, "stream"_a);
+  m.def("cuda_small_logits_fit", &tde::cuda::small_logits_fit, "dim"_a, "classes"_a, "heads"_a);
+  m.def("cuda_small_logits_scratch", &tde::cuda::small_logits_scratch, "rows"_a, "dim"_a);
+  m.def("cuda_small_logits", &small_logits, no_gil, "features"_a, "weights"_a, "update"_a, "out"_a, "floats"_a,
+        "counters"_a, "stream"_a);
+  m.def("cuda_small_logits_backward_scratch", &tde::cuda::small_logits_backward_scratch, "own_rows"_a, "other_rows"_a,
+        "dim"_a, "heads"_a);
+  m.def("cuda_small_logits_backward", &small_logits_backward, no_gil, "own"_a, "other"_a, "grad"_a, "grad_col_stride"_a,
+        "grad_own"_a, "grad_divisor"_a, "floats"_a, "counters"_a, "stream"_a);
 }

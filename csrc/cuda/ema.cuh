@@ -1,8 +1,8 @@
 // The EMA of the head direction as part of any kernel that reads the features: each block of rows leaves its column
-// sums behind and reports its arrival; the last to arrive adds them up, in order of rows. Nobody waits, and no order of
-// arrival changes a bit.
+// sums behind; the last to arrive adds them up, in order of rows.
 #pragma once
 
+#include "cuda/arrive.cuh"
 #include "cuda/simt.cuh"
 #include "tde/ema.h"
 
@@ -24,37 +24,18 @@ struct Partials {
   }
 };
 
-// Compensated: many blocks cost no precision. Read past the first-level cache, which other blocks' writes do not reach.
-__device__ __forceinline__ float sum_of(const float* terms, int64_t number, int64_t apart) {
-  float sum = 0, lost = 0;
-  for (int64_t i = 0; i < number; ++i) {
-    const float term = __ldcg(terms + i * apart) - lost;
-    const float next = sum + term;
-    lost = (next - sum) - term;
-    sum = next;
-  }
-  return sum;
-}
-
 // Called by every thread of a block after it has written its sums of columns [begin, end) and its count; `flag` is a
 // word of shared memory.
 __device__ __forceinline__ void arrive_and_fold(const EmaUpdate& update, const Partials& partials, int64_t strip,
                                                 int64_t begin, int64_t end, unsigned* flag) {
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) *flag = atomicAdd(partials.arrivals + strip, 1u);
-  __syncthreads();
-  if (*flag != partials.row_blocks - 1) return;
-  __threadfence();
+  if (!arrives_last(partials.arrivals + strip, partials.row_blocks, flag)) return;
   const float count = sum_of(partials.counts + strip * partials.row_blocks, partials.row_blocks, 1);
   for (int64_t col = begin + threadIdx.x; col < end; col += blockDim.x) {
     const float sum = sum_of(partials.sums + col, partials.row_blocks, partials.cols);
     if (update.feature_sum) update.feature_sum[col] = sum;
     if (update.ema && count > 0) update.ema[col] = update.momentum * update.ema[col] + sum / count;
   }
-  if (threadIdx.x != 0) return;
-  partials.arrivals[strip] = 0;
-  if (strip != 0) return;
+  if (threadIdx.x != 0 || strip != 0) return;
   if (update.feature_sum) update.feature_sum[partials.cols] = count;
   if (update.num_updates && count > 0) ++*update.num_updates;
 }

@@ -51,10 +51,10 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def implementation(name: str) -> ModuleType:
-    """The module that implements the ops of a fused backend; Triton's is imported here, when it is first wanted."""
-    if name == "triton":
-        return importlib.import_module("tde_kernels.backends.triton.kernels")
-    return _MODULES[name]
+    """The module that implements the ops of a fused backend; a GPU's is imported here, when it is first wanted."""
+    if name == "cpu":
+        return cpu
+    return importlib.import_module(f"tde_kernels.backends.{name}.kernels")
 
 
 def refusal(name: str, op: str, device_type: str, dtype: torch.dtype) -> str | None:

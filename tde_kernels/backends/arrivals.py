@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
-_of_ema: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_of_stream: dict[tuple[torch.device, int], Tensor] = {}
 
 
-def arrivals(ema: Tensor | None, like: Tensor, number: int) -> Tensor:
-    """Zeros ``[number]`` int32, which a kernel hands back as zeros: those of an EMA are kept, to save filling them.
+def arrivals(like: Tensor, number: int) -> Tensor:
+    """Zeros ``[number]`` int32 on the device of ``like``, which a kernel on the current stream hands back as zeros.
 
-    Work on one EMA is ordered by its caller, so no two kernels share them. A graph's own memory is not kept.
+    Those of a stream are kept, to save filling them: its kernels run one after the other. A graph has its own, since it
+    may be replayed beside them.
     """
-    capturing = like.is_cuda and torch.cuda.is_current_stream_capturing()
-    kept = None if ema is None or capturing else _of_ema.get(ema)
-    if kept is None or kept.shape[0] < number or kept.device != like.device:
-        kept = torch.zeros(number, dtype=torch.int32, device=like.device)
-        if ema is not None and not capturing:
-            _of_ema[ema] = kept
+    if not like.is_cuda or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(number, dtype=torch.int32, device=like.device)
+    place = like.device, torch.cuda.current_stream(like.device).cuda_stream
+    kept = _of_stream.get(place)
+    if kept is None or kept.shape[0] < number:
+        kept = _of_stream[place] = torch.zeros(max(number, 1024), dtype=torch.int32, device=like.device)
     return kept

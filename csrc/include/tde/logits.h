@@ -1,4 +1,4 @@
-// Grouped normalised logits in one kernel, their counterfactual and the EMA included:
+// Grouped normalised logits in one kernel, their counterfactual and the EMA included, and their gradients:
 //
 //   logits[b, i] = sum_k < x_hat_b^k, w_hat_i^k >
 //
@@ -12,18 +12,29 @@
 
 namespace tde {
 
-struct Grouped {
-  Matrix x;               // [B, D]
-  RowTransform features;  // its divisor is null and its scale 1
-  Matrix w;               // [C, D], of the dtype of x
-  RowTransform weights;   // its direction is null; heads as those of the features
+// Rows, and the scaled rows that they stand for. The two operands of a product have the same heads and dtype.
+struct Operand {
+  Matrix a;
+  RowTransform transform;
 };
 
-// What the forward leaves for the backward; null members are not wanted.
-struct GroupedSaved {
-  float* x_norms = nullptr;  // [B, K]: norms of the feature rows, head by head
-  float* w_norms = nullptr;  // [C, K]
-  float* along_x = nullptr;  // [B, K]: r(n_k) <x_b^k, d^k>
-};
+namespace cuda {
 
+// All on the current device and a cudaStream_t, with as much scratch memory as is asked for.
+
+// Small problems: whole rows fit the shared memory of a block.
+bool small_logits_fit(int64_t dim, int64_t classes, int64_t heads);
+
+Scratch small_logits_scratch(int64_t rows, int64_t dim);
+Status small_logits(const Operand& features, const Operand& weights, const EmaUpdate& update, const Matrix& out,
+                    float* floats, unsigned* counters, void* stream);
+
+// The gradient of `own` from `grad` [own rows, other rows], whose columns lie `grad_col_stride` elements apart, and if
+// not null that of its divisor [own rows].
+Scratch small_logits_backward_scratch(int64_t own_rows, int64_t other_rows, int64_t dim, int64_t heads);
+Status small_logits_backward(const Operand& own, const Operand& other, const Matrix& grad, int64_t grad_col_stride,
+                             const Matrix& grad_own, float* grad_divisor, float* floats, unsigned* counters,
+                             void* stream);
+
+}  // namespace cuda
 }  // namespace tde

@@ -155,7 +155,7 @@ def update_of(
         sums.zero_()
     partial_sums = x.new_empty((blocks, dim), dtype=torch.float32)
     counts = x.new_empty((shares, blocks), dtype=torch.float32)
-    return Update(mask, sums, partial_sums, counts, arrivals(ema, x, shares), momentum)
+    return Update(mask, sums, partial_sums, counts, arrivals(x, shares), momentum)
 
 
 def _sum_columns(
