@@ -184,3 +184,17 @@ def test_the_direction_does_not_depend_on_the_scale_of_the_average() -> None:
     torch.testing.assert_close(
         reference.head_direction(ema, num_heads=3), reference.head_direction(17 * ema, num_heads=3)
     )
+
+
+def test_many_rows_of_a_small_problem_ride_along(fused: Fused) -> None:
+    """More rows than a kernel has blocks for: each takes several tiles of them, one after the other."""
+    backend, device = fused
+    p = problem(9000, 8, 3, 2).cast(torch.float32, device)
+    mask = torch.rand(9000, device=device) > 0.5
+    ema = torch.ones(8, device=device)
+    out = F.grouped_logits_with_ema_(
+        p.x, p.w, ema, torch.tensor(0, device=device), momentum=0.6, mask=mask, **p.family, backend=backend
+    )
+    want = 0.6 + p.x[mask].double().mean(0)
+    torch.testing.assert_close(ema.double(), want, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out, F.grouped_logits(p.x, p.w, **p.family, backend="reference"), rtol=1e-5, atol=1e-4)

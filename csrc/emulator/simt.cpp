@@ -15,6 +15,7 @@ namespace tde::simt {
 namespace {
 
 constexpr std::size_t kStack = 256 << 10, kLargestExchange = 64, kGuard = 4096, kAlignment = 128;
+constexpr int kResident = 3;  // blocks that run beside one another
 constexpr unsigned char kNaN = 0xff, kGuardByte = 0xa5;
 
 struct Copy {
@@ -23,12 +24,14 @@ struct Copy {
   std::size_t bytes;
 };
 
+struct Block;
+
 struct Fiber {
   ucontext_t start;
   jmp_buf place;
   std::unique_ptr<char[]> stack;
   bool started = false;
-  bool done = false;
+  Block* block = nullptr;
   Position position;
   unsigned exchanges = 0;
   std::vector<Copy> open;                // copies of no group yet
@@ -41,30 +44,38 @@ struct Warp {
   alignas(16) unsigned char slots[2][kWarp * kLargestExchange];
 };
 
+// A block while it is resident.
+struct Block {
+  std::deque<Fiber> fibers;
+  std::vector<Warp> warps;
+  std::vector<Fiber*> at_barrier;
+  std::vector<unsigned char> memory;
+  unsigned char* shared = nullptr;
+  unsigned threads = 0, running = 0;
+
+  void prepare(unsigned threads, std::size_t shared_bytes);
+  void begin(uint3 index, dim3 grid, std::size_t shared_bytes);
+  bool kept_within(std::size_t shared_bytes) const;
+};
+
 class Multiprocessor {
  public:
   Status run(const std::string& what, dim3 grid, unsigned threads, std::size_t shared_bytes,
              const std::function<void()>& thread);
 
   Fiber& current() { return *current_; }
-  unsigned char* shared() { return shared_; }
-  void sync_block();
+  void sync_block() { wait(current_->block->at_barrier, current_->block->threads); }
   const void* exchange(const void* mine, std::size_t bytes);
 
- private:
   static void live();
-  void prepare(unsigned threads, std::size_t shared_bytes);
-  bool run_block();
+
+ private:
   void resume(Fiber& fiber);
   void pause();
   void wait(std::vector<Fiber*>& waiting, std::size_t wanted);
 
-  std::deque<Fiber> fibers_;
-  std::vector<Warp> warps_;
-  std::vector<Fiber*> ready_, at_block_barrier_;
-  std::vector<unsigned char> memory_;
-  unsigned char* shared_ = nullptr;
-  unsigned threads_ = 0;
+  Block blocks_[kResident];
+  std::vector<Fiber*> ready_;
   Fiber* current_ = nullptr;
   const std::function<void()>* thread_ = nullptr;
   jmp_buf scheduler_;
@@ -77,7 +88,7 @@ thread_local Multiprocessor multiprocessor;
 void Multiprocessor::live() {
   for (;;) {
     (*multiprocessor.thread_)();
-    multiprocessor.current_->done = true;
+    --multiprocessor.current_->block->running;
     multiprocessor.pause();
   }
 }
@@ -103,82 +114,93 @@ void Multiprocessor::wait(std::vector<Fiber*>& waiting, std::size_t wanted) {
   pause();
 }
 
-void Multiprocessor::sync_block() { wait(at_block_barrier_, threads_); }
-
 const void* Multiprocessor::exchange(const void* mine, std::size_t bytes) {
-  Warp& warp = warps_[current_->position.thread.x / kWarp];
+  Warp& warp = current_->block->warps[current_->position.thread.x / kWarp];
   unsigned char* slots = warp.slots[current_->exchanges++ % 2];
   std::memcpy(slots + current_->position.thread.x % kWarp * bytes, mine, bytes);
   wait(warp.waiting, kWarp);
   return slots;
 }
 
-void Multiprocessor::prepare(unsigned threads, std::size_t shared_bytes) {
-  threads_ = threads;
-  warps_.resize(threads / kWarp);
-  while (fibers_.size() < threads) {
-    Fiber& fiber = fibers_.emplace_back();
+void Block::prepare(unsigned number, std::size_t shared_bytes) {
+  threads = number;
+  warps.resize(threads / kWarp);
+  while (fibers.size() < threads) {
+    Fiber& fiber = fibers.emplace_back();
+    fiber.block = this;
     fiber.stack = std::make_unique_for_overwrite<char[]>(kStack);
     getcontext(&fiber.start);
-    fiber.start.uc_stack = {fiber.stack.get(), 0, kStack};
+    fiber.start.uc_stack.ss_sp = fiber.stack.get();
+    fiber.start.uc_stack.ss_size = kStack;
     makecontext(&fiber.start, &Multiprocessor::live, 0);
   }
-  memory_.resize(kAlignment + shared_bytes + kGuard);
-  const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-  shared_ = memory_.data() + (kAlignment - address % kAlignment) % kAlignment;
+  memory.resize(kAlignment + shared_bytes + kGuard);
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  shared = memory.data() + (kAlignment - address % kAlignment) % kAlignment;
 }
 
-// Whether every thread came to its end.
-bool Multiprocessor::run_block() {
-  ready_.clear();
-  at_block_barrier_.clear();
-  for (Warp& warp : warps_) warp.waiting.clear();
-  for (unsigned t = 0; t < threads_; ++t) ready_.push_back(&fibers_[t]);
-  while (!ready_.empty()) {
-    std::swap(ready_[random_() % ready_.size()], ready_.back());
-    Fiber* next = ready_.back();
-    ready_.pop_back();
-    resume(*next);
+void Block::begin(uint3 index, dim3 grid, std::size_t shared_bytes) {
+  std::memset(shared, kNaN, shared_bytes);
+  std::memset(shared + shared_bytes, kGuardByte, kGuard);
+  running = threads;
+  for (unsigned t = 0; t < threads; ++t) {
+    Fiber& fiber = fibers[t];
+    fiber.position = {{t, 0, 0}, index, dim3(threads), grid};
+    fiber.exchanges = 0;
+    fiber.open.clear();
+    fiber.groups.clear();
   }
-  return std::all_of(fibers_.begin(), fibers_.begin() + threads_, [](const Fiber& f) { return f.done; });
+}
+
+bool Block::kept_within(std::size_t shared_bytes) const {
+  return std::all_of(shared + shared_bytes, shared + shared_bytes + kGuard,
+                     [](unsigned char byte) { return byte == kGuardByte; });
 }
 
 Status Multiprocessor::run(const std::string& what, dim3 grid, unsigned threads, std::size_t shared_bytes,
                            const std::function<void()>& thread) {
   if (threads == 0 || threads > 1024 || threads % kWarp != 0)
     return {what + ": " + std::to_string(threads) + " threads are not whole warps of at most 1024"};
-  prepare(threads, shared_bytes);
   thread_ = &thread;
   std::vector<std::size_t> order(std::size_t{grid.x} * grid.y * grid.z);
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::shuffle(order.begin(), order.end(), random_);
-  for (const std::size_t block : order) {
-    const uint3 index{unsigned(block % grid.x), unsigned(block / grid.x % grid.y), unsigned(block / grid.x / grid.y)};
-    std::memset(shared_, kNaN, shared_bytes);
-    std::memset(shared_ + shared_bytes, kGuardByte, kGuard);
-    for (unsigned t = 0; t < threads; ++t) {
-      Fiber& fiber = fibers_[t];
-      fiber.position = {{t, 0, 0}, index, dim3(threads), grid};
-      fiber.done = false;
-      fiber.exchanges = 0;
-      fiber.open.clear();
-      fiber.groups.clear();
-    }
-    if (!run_block()) {
-      fibers_.clear();  // those left waiting will not come back
-      return {what + ": threads wait for one another at different barriers"};
-    }
-    if (!std::all_of(shared_ + shared_bytes, shared_ + shared_bytes + kGuard,
-                     [](unsigned char byte) { return byte == kGuardByte; }))
-      return {what + ": wrote past the end of its " + std::to_string(shared_bytes) + " bytes of shared memory"};
+  auto next = order.begin();
+  const auto enter = [&](Block& block) {
+    if (next == order.end()) return;
+    const std::size_t i = *next++;
+    block.begin({unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)}, grid,
+                shared_bytes);
+    for (unsigned t = 0; t < threads; ++t) ready_.push_back(&block.fibers[t]);
+  };
+  for (Block& block : blocks_) {
+    block.prepare(threads, shared_bytes);
+    enter(block);
   }
-  return {};
+  std::string wrong;
+  while (!ready_.empty() && wrong.empty()) {
+    std::swap(ready_[random_() % ready_.size()], ready_.back());
+    Fiber* fiber = ready_.back();
+    ready_.pop_back();
+    resume(*fiber);
+    if (fiber->block->running > 0) continue;
+    if (!fiber->block->kept_within(shared_bytes))
+      wrong = "wrote past the end of its " + std::to_string(shared_bytes) + " bytes of shared memory";
+    enter(*fiber->block);
+  }
+  const auto waits = [](const Block& block) { return block.running > 0; };
+  if (wrong.empty() && std::any_of(std::begin(blocks_), std::end(blocks_), waits))
+    wrong = "threads wait for one another at different barriers";
+  if (wrong.empty()) return {};
+  ready_.clear();
+  for (Block& block : blocks_) block = Block{};  // fibers that were left waiting will not come back
+  return {what + ": " + wrong};
 }
 
 }  // namespace
 
 const Position& here() { return multiprocessor.current().position; }
-unsigned char* shared_memory() { return multiprocessor.shared(); }
+unsigned char* shared_memory() { return multiprocessor.current().block->shared; }
 void sync_block() { multiprocessor.sync_block(); }
 const void* exchange(const void* mine, std::size_t bytes) { return multiprocessor.exchange(mine, bytes); }
 

@@ -51,7 +51,7 @@ void copy_later(void* to, const void* from, std::size_t bytes);
 void commit_copies();
 void wait_for_copies(std::size_t groups_left);
 
-// Runs `thread` for every thread of a grid, block after block in random order.
+// Runs `thread` for every thread of a grid: a few blocks beside one another, in random order.
 Status run(const std::string& what, dim3 grid, unsigned threads, std::size_t shared_bytes,
            const std::function<void()>& thread);
 
