@@ -57,6 +57,18 @@ void small_logits_backward(const tde::Operand& own, const tde::Operand& other, c
                                                    at<float>(floats), at<unsigned>(counters), at<void>(stream)));
 }
 
+tde::cuda::LogitsByproducts logits_byproducts(Address x_norms, Address w_norms, Address x_projections,
+                                              Address w_projections) {
+  return {at<float>(x_norms), at<float>(w_norms), at<float>(x_projections), at<float>(w_projections)};
+}
+
+void tiled_logits(const tde::Operand& features, const tde::Operand& weights, const tde::cuda::LogitsByproducts& by,
+                  const tde::EmaUpdate& update, const tde::Matrix& out, Address floats, Address counters,
+                  Address stream) {
+  raise_unless_ok(tde::cuda::tiled_logits(features, weights, by, update, out, at<float>(floats), at<unsigned>(counters),
+                                          at<void>(stream)));
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& m) {
@@ -70,6 +82,10 @@ void bind_cuda(py::module_& m) {
       .def_readonly("counters", &tde::cuda::Scratch::counters);
 
   py::class_<tde::Operand>(m, "Operand").def(py::init<tde::Matrix, tde::RowTransform>(), "a"_a, "transform"_a);
+
+  py::class_<tde::cuda::LogitsByproducts>(m, "LogitsByproducts")
+      .def(py::init(&logits_byproducts), "x_norms"_a = 0, "w_norms"_a = 0, "x_projections"_a = 0,
+           "w_projections"_a = 0);
 
   m.def("cuda_probe", [] { return tde::cuda::probe().error; }, "Why the current device cannot run the kernels, or ''.");
   m.def("cuda_update_ema_scratch", &tde::cuda::update_ema_scratch, "x"_a);
@@ -90,4 +106,7 @@ void bind_cuda(py::module_& m) {
         "dim"_a, "heads"_a);
   m.def("cuda_small_logits_backward", &small_logits_backward, no_gil, "own"_a, "other"_a, "grad"_a, "grad_col_stride"_a,
         "grad_own"_a, "grad_divisor"_a, "floats"_a, "counters"_a, "stream"_a);
+  m.def("cuda_tiled_logits_scratch", &tde::cuda::tiled_logits_scratch, "rows"_a, "classes"_a, "dim"_a);
+  m.def("cuda_tiled_logits", &tiled_logits, no_gil, "features"_a, "weights"_a, "by"_a, "update"_a, "out"_a, "floats"_a,
+        "counters"_a, "stream"_a);
 }

@@ -36,5 +36,18 @@ Status small_logits_backward(const Operand& own, const Operand& other, const Mat
                              const Matrix& grad_own, float* grad_divisor, float* floats, unsigned* counters,
                              void* stream);
 
+// Any problem whose heads start on sixteen bytes, on tensor cores: float32 is multiplied as tf32. `out` has the
+// operands' dtype or is float32. A direction without alpha is only projected on.
+struct LogitsByproducts {
+  float* x_norms = nullptr;        // [B, K]; null members are not wanted
+  float* w_norms = nullptr;        // [C, K]
+  float* x_projections = nullptr;  // [B, K]: <x_hat^k, d^k>
+  float* w_projections = nullptr;  // [C, K]
+};
+
+Scratch tiled_logits_scratch(int64_t rows, int64_t classes, int64_t dim);
+Status tiled_logits(const Operand& features, const Operand& weights, const LogitsByproducts& by,
+                    const EmaUpdate& update, const Matrix& out, float* floats, unsigned* counters, void* stream);
+
 }  // namespace cuda
 }  // namespace tde
