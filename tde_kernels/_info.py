@@ -10,14 +10,14 @@ import torch
 
 from tde_kernels import backends
 from tde_kernels._version import __version__
-from tde_kernels.backends import core
+from tde_kernels.backends import core, crossovers
 from tde_kernels.backends.product import LIBRARY
 
 # Public functions that are, as yet, plain torch around fused logits, everywhere or on the CPU
 _COMPOSED = {
     "grouped_cross_entropy": "fused logits, then torch's cross entropy over them",
-    "topk": "on the CPU fused logits, then torch's sort",
-    "alpha_sweep": "on the CPU fused product and projections, then torch's argmax for each alpha",
+    "topk": "on the CPU and with CUDA fused logits, then torch's sort",
+    "alpha_sweep": "on the CPU and with CUDA fused product and projections, then torch's argmax for each alpha",
 }
 
 
@@ -39,6 +39,7 @@ class Info:
     versions: dict[str, str]
     build: dict[str, str]
     choices: list[Choice]
+    crossovers: list[str]
 
     def __str__(self) -> str:
         lines = ["versions  " + ", ".join(f"{name} {version}" for name, version in self.versions.items())]
@@ -47,7 +48,7 @@ class Info:
         for c in self.choices:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in c.passed_over.items())
             lines.append(f"{c.op:<18} {c.device:<7} {c.dtype:<9} {c.backend:<10} {reasons}")
-        lines += ["", *(f"{op}: {how}" for op, how in _COMPOSED.items())]
+        lines += ["", *self.crossovers, "", *(f"{op}: {how}" for op, how in _COMPOSED.items())]
         return "\n".join(lines)
 
 
@@ -76,7 +77,7 @@ def _build() -> dict[str, str]:
 
 def _choice(op: str, device: str, dtype: torch.dtype) -> Choice:
     passed_over: dict[str, str] = {}
-    for name in backends.preferred(device):
+    for name in backends.preferred(op, device, dtype):
         reason = backends.refusal(name, op, device, dtype)
         if reason is None:
             break
@@ -93,4 +94,4 @@ def info() -> Info:
         for op in backends.OPS
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     ]
-    return Info(_versions(), _build(), choices)
+    return Info(_versions(), _build(), choices, crossovers.report())

@@ -72,7 +72,7 @@ def _logits(
     """Eq. 7, or Eq. 8 with a direction, and the update of ``ema`` if there is one: every logit of this module."""
     dtype = _product_dtype(x)
     beyond = "it has no gradient for direction and alpha; detach them" if _wants_grad(direction, alpha) else None
-    backend = select("logits", x.device.type, dtype, asked, beyond)
+    backend = select("logits", x.device.type, dtype, asked, beyond, size=x.numel() * w.shape[0])
     if backend == "reference":
         if ema is not None:
             _fold_ema_(ema, num_updates, reference.feature_sum(x, mask), momentum, group, asked)

@@ -12,6 +12,9 @@ import torch
 # Before Triton is imported: without a GPU its kernels run in its interpreter, as one more backend of the CPU
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# What torch.compile keeps on disk knows the ops by name alone, and would outlive a change of their outputs
+os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
+os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 
 from tde_kernels import backends
 

@@ -1,7 +1,8 @@
 """Runs the tests of the ``cuda`` backend without a GPU: its kernels' source, compiled for the CPU (``csrc/emulator``).
 
 ``python tests/emulated.py [pytest's arguments]`` builds that core in ``build/emulated``, runs the emulator's own test,
-and then every test of the suite that takes a backend with the kernels as one. Without a CUDA toolkit it says so.
+and then every test of the suite that takes a backend with the kernels as one; those of logits once more for each way
+of computing them. Without a CUDA toolkit it says so.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tde_kernels.backends import core
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "emulated"
+OF_LOGITS = ("background_exempt", "ema", "logits")
 
 
 def build() -> Path:
@@ -40,8 +42,17 @@ def main() -> int:
         return 0
     module = build()
     subprocess.run([BUILD / "simt_test"], check=True)
-    command = [sys.executable, "-m", "pytest", ROOT / "tests", "-k", "cuda-cpu or emulated", *sys.argv[1:]]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "TDE_CORE": str(module)}).returncode
+    of_logits = [f"tests/test_{name}.py" for name in OF_LOGITS]
+    files = {"table": ["tests"], "tiled": of_logits, "product": of_logits}
+    results = [
+        subprocess.run(
+            [sys.executable, "-m", "pytest", *paths, "-k", "cuda-cpu", *sys.argv[1:]],
+            cwd=ROOT,
+            env={**os.environ, "TDE_CORE": str(module), "TDE_CUDA_PLAN": plan},
+        ).returncode
+        for plan, paths in files.items()
+    ]
+    return max(results)
 
 
 if __name__ == "__main__":

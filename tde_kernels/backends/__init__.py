@@ -15,12 +15,11 @@ from types import ModuleType
 
 import torch
 
-from tde_kernels.backends import cpu, cuda, triton
+from tde_kernels.backends import cpu, crossovers, cuda, triton
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 OPS = ("logits", "update_ema_", "feature_sum", "fold_ema_", "background_exempt", "alpha_sweep", "topk")
 _MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
-_PREFERENCE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 
 def check_name(name: str, argument: str = "backend") -> str:
@@ -65,18 +64,32 @@ def refusal(name: str, op: str, device_type: str, dtype: torch.dtype) -> str | N
     return reason
 
 
-def preferred(device_type: str) -> tuple[str, ...]:
-    """The order in which backends are tried on a device."""
-    order = _PREFERENCE.get(device_type, ())
+def preferred(op: str, device_type: str, dtype: torch.dtype, size: int = 0) -> tuple[str, ...]:
+    """The order in which backends are tried for ``op`` on a device; ``size`` is the product's multiplications."""
+    order: tuple[str, ...] = ()
+    if device_type == "cpu":
+        order = ("cpu",)
+    elif device_type == "cuda":
+        first = crossovers.first_backend(op, dtype, size)
+        order = (first, "triton" if first == "cuda" else "cuda")
     if _environment is not None:
         order = (_environment, *(name for name in order if name != _environment))
     return (*order, "reference")
 
 
-def select(op: str, device_type: str, dtype: torch.dtype, asked: str | None, only_reference: str | None = None) -> str:
+def select(
+    op: str,
+    device_type: str,
+    dtype: torch.dtype,
+    asked: str | None,
+    only_reference: str | None = None,
+    *,
+    size: int = 0,
+) -> str:
     """The backend that serves ``op``.
 
     Args:
+        size: multiplications of its product, where it has one.
         asked: the backend asked for by argument.
         only_reference: why this call is beyond every fused backend, if it is.
 
@@ -87,7 +100,8 @@ def select(op: str, device_type: str, dtype: torch.dtype, asked: str | None, onl
     if asked is None:
         if only_reference is not None:
             return "reference"
-        return next(name for name in preferred(device_type) if refusal(name, op, device_type, dtype) is None)
+        order = preferred(op, device_type, dtype, size)
+        return next(name for name in order if refusal(name, op, device_type, dtype) is None)
     reason = refusal(check_name(asked), op, device_type, dtype)
     if reason is None and asked != "reference":
         reason = only_reference

@@ -1,21 +1,38 @@
-"""Grouped logits and their gradients: by the kernels of small problems, or by passes around cuBLAS's product."""
+"""Grouped logits and their gradients: which of the three ways serves a problem, as the crossovers say.
+
+The gradients of what went through tensor cores are cuBLAS's products, between passes over their operands.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tde_kernels.backends import around_product
+from tde_kernels.backends import around_product, crossovers
 from tde_kernels.backends.core import Saved
-from tde_kernels.backends.cuda import small
+from tde_kernels.backends.cuda import small, tiled
 from tde_kernels.backends.cuda.ema import take_in
 from tde_kernels.backends.cuda.rows import PASSES
 from tde_kernels.backends.grouped import Grouped
 
 
+def _plan(p: Grouped, dtype: torch.dtype) -> str:
+    """small, tiled or product, from shapes and dtypes alone."""
+    if crossovers.plan in ("table", "small") and small.can_serve(p, dtype):
+        return "small"
+    size = p.x.shape[0] * p.x.shape[1] * p.w.shape[0]
+    wanted = crossovers.plan
+    if wanted == "table":
+        wanted = crossovers.choose(crossovers.LOGITS[crossovers.arithmetic(p.x.dtype)], size)
+    return "tiled" if wanted == "tiled" and tiled.can_serve(p, dtype) else "product"
+
+
 def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
-    """See :class:`~tde_kernels.backends.core.Saved`: nothing where the kernels of small problems serve."""
-    return small.SAVES if small.serves(p, dtype) else around_product.saves(p, dtype)
+    """See :class:`~tde_kernels.backends.core.Saved`."""
+    plan = _plan(p, dtype)
+    if plan == "small":
+        return small.SAVES
+    return tiled.saves(p) if plan == "tiled" else around_product.saves(p, dtype)
 
 
 def logits(
@@ -31,9 +48,10 @@ def logits(
     """See ``tde::logits``."""
     sums = p.x.new_empty(p.x.shape[1] + 1 if take_sum else 0, dtype=torch.float32)
     taken = sums if take_sum else None
-    if small.serves(p, dtype):
-        z = small.logits(p, mask, ema, num_updates, taken, momentum=momentum, dtype=dtype)
-        return z, *(p.x.new_empty(0, dtype=torch.float32) for _ in small.SAVES), sums
+    plan = _plan(p, dtype)
+    if plan != "product":
+        way = small if plan == "small" else tiled
+        return *way.logits(p, mask, ema, num_updates, taken, momentum=momentum, dtype=dtype), sums
     outputs = around_product.logits(PASSES, p, dtype)
     if take_sum or ema is not None:
         take_in(ema, num_updates, p.x, mask, taken, momentum)
@@ -51,6 +69,11 @@ def logits_backward(
     **wants: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``tde::logits_backward``."""
-    if small.serves(p, grad.dtype):
+    if _plan(p, grad.dtype) == "small":
         return small.logits_backward(p, grad, **wants)
     return around_product.logits_backward(PASSES, p, grad, x_hat, w_hat, x_norms, w_norms, along_x, **wants)
+
+
+def effects(p: Grouped) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`tde_kernels.reference.effects`, in float32: a difference follows."""
+    return tiled.effects(p) if _plan(p, torch.float32) == "tiled" else around_product.effects(PASSES, p)

@@ -16,8 +16,8 @@ SAVES = [Saved((0,))] * 5
 _MOST_COLUMNS, _MOST_CLASSES = 256, 1024
 
 
-def serves(p: Grouped, dtype: torch.dtype) -> bool:
-    """Whether these kernels serve the problem, on shapes and dtypes alone."""
+def can_serve(p: Grouped, dtype: torch.dtype) -> bool:
+    """Whether these kernels can serve the problem, from shapes and dtypes alone."""
     (batch, dim), classes = p.x.shape, p.w.shape[0]
     columns = p.heads * ((dim // p.heads + 3) // 4 * 4)  # a head starts on 16 bytes
     fit = 0 < columns <= _MOST_COLUMNS and 0 < classes <= _MOST_CLASSES and batch > 0
@@ -37,8 +37,8 @@ def logits(
     *,
     momentum: float,
     dtype: torch.dtype,
-) -> Tensor:
-    """The logits ``[B, C]``; the features go into ``ema [D]`` and ``sums [D + 1]``, whichever is not None."""
+) -> tuple[Tensor, ...]:
+    """The logits ``[B, C]``, and empty :data:`SAVES`; the features go into ``ema`` and ``sums``, if given."""
     x, w = core.dense_rows(p.x), core.dense_rows(p.w)
     z = x.new_empty((x.shape[0], w.shape[0]), dtype=dtype)
     floats, counters = scratch(x, core.compiled().cuda_small_logits_scratch(*x.shape))
@@ -53,7 +53,7 @@ def logits(
             stream,
         )
     core.mark_written(ema, num_updates)
-    return z
+    return z, *(x.new_empty(0, dtype=torch.float32) for _ in SAVES)
 
 
 def _gradient(own: Rows, other: Rows, grad: Tensor, grad_divisor: Tensor | None) -> Tensor:

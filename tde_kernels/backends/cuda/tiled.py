@@ -1,0 +1,95 @@
+"""Problems of middling size: logits in one pass on tensor cores, norms and EMA included."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tde_kernels.backends import core, crossovers
+from tde_kernels.backends.core import Saved
+from tde_kernels.backends.cuda.device import scratch, stream_of
+from tde_kernels.backends.cuda.ema import ema_update
+from tde_kernels.backends.grouped import Grouped, Rows
+
+_ACCESS = 16  # bytes: every head of a row starts on as many
+_MOST_CLASSES = 64 * 65535
+
+
+def can_serve(p: Grouped, dtype: torch.dtype) -> bool:
+    """Whether this kernel can serve the problem, from shapes, dtypes and torch's flags; ``dtype`` is the result's."""
+    (batch, dim), classes = p.x.shape, p.w.shape[0]
+    whole = dim // p.heads * p.x.element_size() % _ACCESS == 0
+    sized = batch > 0 and dim > 0 and 0 < classes <= _MOST_CLASSES
+    alike = p.x.dtype == p.w.dtype and dtype in (p.x.dtype, torch.float32)
+    return whole and sized and alike and crossovers.arithmetic(p.x.dtype) == "tensor cores"
+
+
+def saves(p: Grouped) -> list[Saved]:
+    """See :class:`~tde_kernels.backends.core.Saved`: norms, where there are factors."""
+
+    def norms(rows: Rows) -> Saved:
+        return Saved((rows.a.shape[0], p.heads) if rows.factor.power else (0,))
+
+    return [Saved((0,)), Saved((0,)), norms(p.features), norms(p.weights), Saved((0,))]
+
+
+def _aligned(a: Tensor) -> Tensor:
+    """``a`` where each of its rows starts on 16 bytes, else a copy in which they do."""
+    a = core.dense_rows(a)
+    rows = a.stride(0) * a.element_size() % _ACCESS == 0
+    return a if rows and a.data_ptr() % _ACCESS == 0 else a.clone(memory_format=torch.contiguous_format)
+
+
+def _run(
+    p: Grouped,
+    features: Rows,
+    out_dtype: torch.dtype,
+    *,
+    norms: tuple[Tensor | None, Tensor | None] = (None, None),
+    along: tuple[Tensor | None, Tensor | None] = (None, None),
+    update: object = None,
+) -> Tensor:
+    compiled = core.compiled()
+    x, w = _aligned(p.x), _aligned(p.w)
+    direction = None if features.direction is None else _aligned(features.direction[None])[0]
+    z = x.new_empty((x.shape[0], w.shape[0]), dtype=out_dtype)
+    floats, counters = scratch(x, compiled.cuda_tiled_logits_scratch(x.shape[0], w.shape[0], x.shape[1]))
+    with stream_of(x) as stream:
+        compiled.cuda_tiled_logits(
+            compiled.Operand(core.matrix(x), core.row_transform(replace(features, direction=direction))),
+            compiled.Operand(core.matrix(w), core.row_transform(p.weights)),
+            compiled.LogitsByproducts(*map(core.address, (*norms, *along))),
+            compiled.EmaUpdate() if update is None else update,
+            core.matrix(z),
+            floats.data_ptr(),
+            counters.data_ptr(),
+            stream,
+        )
+    return z
+
+
+def logits(
+    p: Grouped,
+    mask: Tensor | None,
+    ema: Tensor | None,
+    num_updates: Tensor | None,
+    sums: Tensor | None,
+    *,
+    momentum: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """The logits and what :func:`saves` lists; the features go into ``ema`` and ``sums``, whichever is not None."""
+    saved = [p.x.new_empty(shape, dtype=kind) for shape, kind in saves(p)]
+    update = ema_update(ema, num_updates, mask, sums, momentum)
+    z = _run(p, p.features, dtype, norms=(core.kept(saved[2]), core.kept(saved[3])), update=update)
+    core.mark_written(ema, num_updates)
+    return z, *saved
+
+
+def effects(p: Grouped) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`tde_kernels.reference.effects`: Eq. 7 ``[B, C]``, projections ``[B, K]`` and ``[C, K]``, in float32."""
+    along_x, along_w = (a.new_empty((a.shape[0], p.heads), dtype=torch.float32) for a in (p.x, p.w))
+    z = _run(p, p.features.towards(p.direction), torch.float32, along=(along_x, along_w))
+    return z, along_x, along_w
