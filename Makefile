@@ -43,10 +43,8 @@ bench: install ## Measure the head on this CPU: bench/results and docs/performan
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=bench/results/cpu-$$(date +%F).json
 	$(BIN)/python -m bench.report bench/results/cpu-$$(date +%F).json
 
-gpu-check: ## With a GPU: build and run the GPU tests with the python at hand (offline; override with PYTHON=...)
-	$(PYTHON) -m pip install --no-build-isolation --no-deps -e .
-	$(PYTHON) -m tde_kernels
-	$(PYTHON) -m pytest tests -m gpu
+gpu-check: ## With a GPU: build, test, sanitise and measure with the python at hand, offline (override with PYTHON=...)
+	$(PYTHON) -m bench.gpu_check
 
 clean: ## Remove what was built, not what was trained
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache tde_kernels/_C*.so

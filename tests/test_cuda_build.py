@@ -49,9 +49,25 @@ def test_no_kernel_spills() -> None:
     text = cuobjdump("--dump-resource-usage")
     usage = re.findall(r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     kernels = {name for name, *_ in usage}
-    for wanted in ("sum_and_fold", "fold", "normalize", "project", "exempt"):
+    for wanted in ("sum_and_fold", "fold", "normalize", "project", "exempt", "forward", "gradient", "tiled"):
         assert any(wanted in name for name in kernels), f"no kernel {wanted} among {sorted(kernels)}"
     codes = len([a for a in architectures() if not a.endswith("-virtual")])
     assert len(usage) == codes * len(kernels)  # each kernel on each architecture
     spilt = [(name, stack, local) for name, _, stack, local in usage if int(stack) or int(local)]
     assert not spilt
+
+
+def test_tiled_logits_use_tensor_cores_and_asynchronous_copies() -> None:
+    """In every one of its variants, on the oldest architecture built for."""
+    oldest = min((a.removesuffix("-real") for a in architectures()), key=lambda a: int(re.findall(r"\d+", a)[0]))
+    found: dict[str, set[str]] = {}
+    for line in cuobjdump("-sass", "-arch", f"sm_{oldest}").splitlines():
+        if "Function :" in line:
+            found[(name := line.split()[-1])] = set()
+        elif match := re.search(r"\b(HMMA|LDGSTS|LDSM|STL|LDL)\b", line):
+            found[name].add(match[1])
+    tiled = {name: used for name, used in found.items() if "tiled" in name}
+    assert len(tiled) == 20  # five pairs of dtypes, two sizes of tile, with and without a direction
+    for name, used in tiled.items():
+        assert used == {"HMMA", "LDGSTS", "LDSM"}, name
+    assert not [name for name, used in found.items() if used & {"STL", "LDL"}]  # local memory

@@ -61,14 +61,22 @@ def check(p: Problem, fused: Fused, dtype: torch.dtype, upstream: Tensor | None 
 
 
 def naive_errors(p: Problem, dtype: torch.dtype, upstream: Tensor) -> list[float]:
-    """Error of naive torch for logits and gradients. On a few numbers it is luck: the worst of ten draws then."""
-    draws = (
-        [upstream] if p.w.shape[0] >= 8 and p.x.numel() else [upstream, *(torch.randn_like(upstream) for _ in range(9))]
-    )
+    """Error of naive torch for logits and gradients.
+
+    On a few numbers, which may cancel, it is luck: the worst of ten draws then, of the upstream gradient and of the
+    scale of features and weights, which changes nothing but how everything rounds.
+    """
+    draws = [(p, upstream)]
+    if min(p.w.shape) < 8 or not p.x.numel():
+        draws += [
+            (replace(p, x=p.x * (1 + torch.rand(())), w=p.w * (1 + torch.rand(()))), torch.randn_like(upstream))
+            for _ in range(9)
+        ]
     worst = [0.0] * (1 + len(p.leaves()))
-    for draw in draws:
-        want, want_grads = gradients(p.cast(torch.float64, grad=True), reference_logits, draw.to(dtype))
-        naive, naive_grads = gradients(p.cast(dtype, grad=True), naive_logits, draw.to(dtype))
+    for drawn, draw in draws:
+        q = drawn.cast(dtype)  # representable
+        want, want_grads = gradients(q.cast(torch.float64, grad=True), reference_logits, draw.to(dtype))
+        naive, naive_grads = gradients(q.cast(dtype, grad=True), naive_logits, draw.to(dtype))
         errors = [error(a, b) for a, b in zip((naive, *naive_grads), (want, *want_grads), strict=True)]
         worst = [max(pair) for pair in zip(worst, errors, strict=True)]
     return worst

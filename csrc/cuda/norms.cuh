@@ -18,12 +18,12 @@ __host__ __device__ __forceinline__ float rescue_scale(float squares) {
   return squares < kSmallestSquares ? kUnit : 1.f;
 }
 
-// f(n) = (n + offset)^-power, and 0 where the base is 0: a zero head contributes 0.
-__host__ __device__ __forceinline__ float norm_factor(const NormFactor& factor, float norm) {
-  if (factor.power == 0) return 1;
+// c f(n) = c (n + offset)^-power, and 0 where the base is 0: a zero head contributes 0.
+__host__ __device__ __forceinline__ float norm_factor(const NormFactor& factor, float norm, float constant = 1) {
+  if (factor.power == 0) return constant;
   const float base = norm + factor.offset;
   if (base < FLT_MIN) return 0;
-  return factor.power == 1 ? 1 / base : powf(base, -factor.power);
+  return factor.power == 1 ? constant / base : constant * powf(base, -factor.power);
 }
 
 __host__ __device__ __forceinline__ float row_constant(const RowTransform& transform, int64_t row) {

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     }
     const float scale = rescue_scale(squares);
     if (scale != 1) squares = sum_of_squares<N>(head, width, scale);
-    const float norm = sqrtf(squares) / scale, factor = constant * norm_factor(transform.factor, norm);
+    const float norm = sqrtf(squares) / scale, factor = norm_factor(transform.factor, norm, constant);
     if (lane() == 0) {
       if (norms) norms[row * transform.heads + k] = norm;
       if (projections) projections[row * transform.heads + k] = factor * along;

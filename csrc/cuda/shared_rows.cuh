@@ -70,8 +70,8 @@ __device__ __forceinline__ void transform_rows(float* tile, int tile_rows, const
   for_each_head(layout, tile_rows, [&](int row, int k) {
     if (first + row >= rows) return;
     const SharedHead head{tile + row * layout.stride() + k * layout.padded, layout.width};
-    const float factor = row_constant(transform, first + row) *
-                         (transform.factor.power == 0 ? 1.f : norm_factor(transform.factor, head.norm()));
+    const float norm = transform.factor.power == 0 ? 0.f : head.norm();
+    const float factor = norm_factor(transform.factor, norm, row_constant(transform, first + row));
     if (transform.alpha) {
       const float* direction = transform.direction + int64_t{k} * layout.width;
       const float shift = *transform.alpha * head.dot(direction);

@@ -89,7 +89,7 @@ __device__ __forceinline__ void finish_row(const Operand& operand, int64_t row, 
     const float scale = rescue_scale(squares);
     const T* first = static_cast<const T*>(operand.a.data) + row * operand.a.row_stride + int64_t{head} * width;
     const float norm = scale == 1 ? sqrtf(squares) : rescued_norm(first, width, scale);
-    *factor *= norm_factor(operand.transform.factor, norm);
+    *factor = norm_factor(operand.transform.factor, norm, *factor);
     if (writes && norms) norms[row * operand.transform.heads + head] = norm;
   }
   *projection = along * *factor;

@@ -15,7 +15,9 @@ namespace tde::simt {
 namespace {
 
 constexpr std::size_t kStack = 256 << 10, kLargestExchange = 64, kGuard = 4096, kAlignment = 128;
-constexpr int kResident = 3;  // blocks that run beside one another
+constexpr std::size_t kLeastSharedLimit = 99 << 10;  // of a block, among the architectures that are built for
+constexpr unsigned kGridLimit = 65535;               // in y and z
+constexpr int kResident = 3;                         // blocks that run beside one another
 constexpr unsigned char kNaN = 0xff, kGuardByte = 0xa5;
 
 struct Copy {
@@ -161,6 +163,8 @@ Status Multiprocessor::run(const std::string& what, dim3 grid, unsigned threads,
                            const std::function<void()>& thread) {
   if (threads == 0 || threads > 1024 || threads % kWarp != 0)
     return {what + ": " + std::to_string(threads) + " threads are not whole warps of at most 1024"};
+  if (shared_bytes > kLeastSharedLimit || grid.y > kGridLimit || grid.z > kGridLimit)
+    return {what + ": more shared memory or a larger grid than every served device has"};
   thread_ = &thread;
   std::vector<std::size_t> order(std::size_t{grid.x} * grid.y * grid.z);
   std::iota(order.begin(), order.end(), std::size_t{0});
