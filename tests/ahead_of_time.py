@@ -20,7 +20,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from tde_kernels.backends.grouped import Grouped
+from tde_kernels.backends.core import Kept
+from tde_kernels.backends.grouped import Grouped, Intake, Wants
 from tde_kernels.backends.triton import configs, kernels, launch
 from tde_kernels.normalizers import Classifier, resolve
 
@@ -140,11 +141,10 @@ def compile_ops(
     x, w = torch.zeros(batch, dim, dtype=dtype), torch.zeros(classes, dim, dtype=dtype)
     p = Grouped.of(x, w, classifier, *((torch.zeros(dim), torch.tensor(3.0)) if directed else ()))
     ema, count, mask = torch.zeros(dim), torch.tensor(0), torch.ones(batch, dtype=torch.bool)
-    updates = ((None, None, None),) if directed else ((None, None, None), (mask, ema, count))
-    for update in updates:
-        z, *saved, _ = kernels.logits(p, *update, momentum=0.9, take_sum=False, dtype=dtype)
-    wants_scale = p.class_scale is not None
-    kernels.logits_backward(p, z, *saved, wants_x=True, wants_w=True, wants_class_scale=wants_scale)
+    for intake in (Intake(),) if directed else (Intake(), Intake(mask, ema, count, 0.9)):
+        z, *outputs, _ = kernels.logits(p, intake, dtype)
+    saved, wants = Kept(*outputs), Wants(True, True, p.class_scale is not None)
+    kernels.logits_backward(p, z, saved, wants)
     if directed:
         kernels.background_exempt(p, background=0, log=True, dtype=dtype)
         kernels.alpha_sweep(p, torch.zeros(32))
@@ -154,8 +154,8 @@ def compile_ops(
         kernels.fold_ema_(ema, count, torch.zeros(dim + 1), momentum=0.9)
         configs.plan = "library"
         try:
-            kernels.logits(p, None, None, None, momentum=0.9, take_sum=False, dtype=dtype)
-            kernels.logits_backward(p, z, *saved, wants_x=True, wants_w=True, wants_class_scale=wants_scale)
+            kernels.logits(p, Intake(), dtype)
+            kernels.logits_backward(p, z, saved, wants)
         finally:
             configs.plan = "single"
 

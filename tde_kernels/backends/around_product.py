@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tde_kernels import reference
-from tde_kernels.backends.core import Saved, kept
-from tde_kernels.backends.grouped import Grouped, Rows
+from tde_kernels.backends.core import Kept, Saved, kept
+from tde_kernels.backends.grouped import Grouped, Rows, Wants
 
 
 class Passes(Protocol):
@@ -89,25 +89,18 @@ def logits_backward(
     passes: Passes,
     p: Grouped,
     grad: Tensor,
-    x_hat: Tensor,
-    w_hat: Tensor,
-    x_norms: Tensor,
-    w_norms: Tensor,
-    along_x: Tensor,
-    *,
-    wants_x: bool,
-    wants_w: bool,
-    wants_class_scale: bool,
+    saved: Kept,
+    wants: Wants,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``tde::logits_backward``: a product for each operand, then the projection in place on its result."""
     features, weights = p.features, p.weights
     dx, dw, dscale = (p.x.new_empty(0, dtype=torch.float32) for _ in range(3))
-    if wants_x:
-        dx = operand_gradient(passes, grad, features, weights, x_norms, kept(w_hat))
-    if wants_w or wants_class_scale:
-        dscale = p.w.new_empty(p.w.shape[0], dtype=torch.float32) if wants_class_scale else dscale
-        divisor = dscale if wants_class_scale else None
-        dw = operand_gradient(passes, grad.t(), weights, features, w_norms, kept(x_hat), divisor)
+    if wants.x:
+        dx = operand_gradient(passes, grad, features, weights, saved.x_norms, kept(saved.w_hat))
+    if wants.w or wants.class_scale:
+        dscale = p.w.new_empty(p.w.shape[0], dtype=torch.float32) if wants.class_scale else dscale
+        divisor = dscale if wants.class_scale else None
+        dw = operand_gradient(passes, grad.t(), weights, features, saved.w_norms, kept(saved.x_hat), divisor)
     return dx, dw, dscale
 
 

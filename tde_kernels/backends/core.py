@@ -61,6 +61,16 @@ class Saved(NamedTuple):
     dtype: torch.dtype = torch.float32
 
 
+class Kept(NamedTuple):
+    """Those tensors, handed to the backward; :func:`kept` tells the empty ones."""
+
+    x_hat: Tensor
+    w_hat: Tensor
+    x_norms: Tensor
+    w_norms: Tensor
+    along_x: Tensor
+
+
 def dense_rows(a: Tensor) -> Tensor:
     """``a [R, N]`` itself where the columns of a row lie side by side, else a copy in which they do."""
     return a if a.stride(1) == 1 or a.shape[1] == 1 else a.contiguous()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tde_kernels.backends import around_product, core
-from tde_kernels.backends.grouped import Grouped, Rows
+from tde_kernels.backends.grouped import Grouped, Intake, Rows
 from tde_kernels.backends.product import product
 
 
@@ -80,24 +80,15 @@ PASSES = _Passes()
 saves = around_product.saves
 
 
-def logits(
-    p: Grouped,
-    mask: Tensor | None,
-    ema: Tensor | None,
-    num_updates: Tensor | None,
-    *,
-    momentum: float,
-    take_sum: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
+def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """See ``tde::logits``: the feature sum is taken in the pass over the features, where there is one."""
-    sums = _floats(p.x, p.x.shape[1] + 1) if take_sum or ema is not None else None
+    sums = _floats(p.x, p.x.shape[1] + 1) if intake.asked else None
     if sums is not None and p.features.untouched(dtype):
-        _sum_rows(p.x, mask, sums)
-    outputs = around_product.logits(PASSES, p, dtype, partial(PASSES.normalize, mask=mask, sums=sums))
-    if ema is not None and sums is not None:
-        fold_ema_(ema, num_updates, sums, momentum=momentum)
-    return *outputs, sums if take_sum and sums is not None else _floats(p.x, 0)
+        _sum_rows(p.x, intake.mask, sums)
+    outputs = around_product.logits(PASSES, p, dtype, partial(PASSES.normalize, mask=intake.mask, sums=sums))
+    if intake.ema is not None and sums is not None:
+        fold_ema_(intake.ema, intake.num_updates, sums, momentum=intake.momentum)
+    return *outputs, sums if intake.take_sum and sums is not None else _floats(p.x, 0)
 
 
 logits_backward = partial(around_product.logits_backward, PASSES)

@@ -41,6 +41,29 @@ class Rows:
         return replace(self, direction=direction, alpha=None)
 
 
+class Intake(NamedTuple):
+    """What becomes of the features ``[B, D]`` in the same pass: they enter an EMA, or their sum is wanted, or both."""
+
+    mask: Tensor | None = None  # [B] bool: the rows taken in; None means all
+    ema: Tensor | None = None  # [D] float32, in place
+    num_updates: Tensor | None = None  # one more where a row was taken in
+    momentum: float = 0.0
+    take_sum: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is anything to do."""
+        return self.ema is not None or self.take_sum
+
+
+class Wants(NamedTuple):
+    """The gradients that are asked for."""
+
+    x: bool
+    w: bool
+    class_scale: bool
+
+
 class Grouped(NamedTuple):
     """The arguments that every op on grouped logits begins with, in the order of its schema."""
 

@@ -35,13 +35,22 @@ def define(schema: str, *, fake: Callable[..., Any]) -> None:
     _register(name, schema, run, fake)
 
 
-def define_grouped(name: str, arguments: str, options: str, results: str, *, fake: Callable[..., Any]) -> None:
+def define_grouped(
+    name: str,
+    arguments: str,
+    options: str,
+    results: str,
+    *,
+    fake: Callable[..., Any],
+    values: Callable[..., tuple[Any, ...]] | None = None,
+) -> None:
     """:func:`define` for an op on grouped logits: its implementations, and ``fake``, take a :class:`Grouped` first.
 
     Args:
         arguments: of the schema, beside those of the problem, each with a comma before it.
         options: the same for the keyword-only ones.
         results: what the schema returns.
+        values: makes of these arguments and options what implementations take beside the problem, if that is fewer.
     """
 
     def run(*args: Any, backend: str, **kwargs: Any) -> Any:
@@ -50,6 +59,8 @@ def define_grouped(name: str, arguments: str, options: str, results: str, *, fak
             class_scale=core.float_vector(problem.class_scale), direction=core.float_vector(problem.direction)
         )
         op = getattr(implementation(backend), name)
+        if values is not None:
+            args, kwargs = values(*args, **kwargs), {}
         return _without_autocast(op, problem.x.device.type, problem, *args, **kwargs)
 
     def run_fake(*args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tde_kernels.backends import implementation
-from tde_kernels.backends.grouped import Grouped
+from tde_kernels.backends.core import Kept
+from tde_kernels.backends.grouped import Grouped, Intake, Wants
 from tde_kernels.normalizers import Classifier, NormFactor
 from tde_kernels.ops.library import define_grouped
 
@@ -38,12 +39,31 @@ def _fake_backward(
     return like(p.x, wants_x), like(p.w, wants_w or wants_class_scale), dscale
 
 
+def _forward_values(
+    mask: Tensor | None,
+    ema: Tensor | None,
+    num_updates: Tensor | None,
+    *,
+    momentum: float,
+    take_sum: bool,
+    dtype: torch.dtype,
+) -> tuple[Intake, torch.dtype]:
+    return Intake(mask, ema, num_updates, momentum, take_sum), dtype
+
+
+def _backward_values(
+    grad: Tensor, *saved: Tensor, wants_x: bool, wants_w: bool, wants_class_scale: bool
+) -> tuple[Tensor, Kept, Wants]:
+    return grad, Kept(*saved), Wants(wants_x, wants_w, wants_class_scale)
+
+
 define_grouped(
     "logits",
     ", Tensor? mask, Tensor(a!)? ema, Tensor(b!)? num_updates",
     ", float momentum, bool take_sum, ScalarType dtype",
     "(Tensor logits, Tensor x_hat, Tensor w_hat, Tensor x_norms, Tensor w_norms, Tensor along_x, Tensor feature_sum)",
     fake=_fake,
+    values=_forward_values,
 )
 define_grouped(
     "logits_backward",
@@ -51,6 +71,7 @@ define_grouped(
     ", bool wants_x, bool wants_w, bool wants_class_scale",
     "(Tensor dx, Tensor dw, Tensor dclass_scale)",
     fake=_fake_backward,
+    values=_backward_values,
 )
 
 

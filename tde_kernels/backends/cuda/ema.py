@@ -7,41 +7,38 @@ from torch import Tensor
 
 from tde_kernels.backends import core
 from tde_kernels.backends.cuda.device import scratch, stream_of
+from tde_kernels.backends.grouped import Intake
 
 
-def ema_update(
-    ema: Tensor | None, num_updates: Tensor | None, mask: Tensor | None, sums: Tensor | None, momentum: float
-) -> object:
-    """What a kernel that sums features is told, as the core sees it. The caller keeps the tensors alive."""
-    return core.compiled().EmaUpdate(*map(core.address, (ema, num_updates, mask)), momentum, core.address(sums))
+def ema_update(intake: Intake, sums: Tensor) -> object:
+    """What a kernel that sums features is told, as the core sees it; ``sums`` is ``[D + 1]`` or empty."""
+    addresses = map(core.address, (intake.ema, intake.num_updates, intake.mask))
+    return core.compiled().EmaUpdate(*addresses, intake.momentum, core.address(sums if intake.take_sum else None))
 
 
-def take_in(
-    ema: Tensor | None, num_updates: Tensor | None, x: Tensor, mask: Tensor | None, sums: Tensor | None, momentum: float
-) -> None:
-    """Folds ``x [B, D]`` into ``ema [D]``, writes its feature sum to ``sums [D + 1]``, or both: one launch."""
+def take_in(x: Tensor, intake: Intake, sums: Tensor) -> None:
+    """Does with ``x [B, D]`` what the intake asks for; ``sums [D + 1]`` is empty where no sum is: one launch."""
     if x.shape[0] == 0:  # the sum of nothing; an EMA stays what it is
-        if sums is not None:
-            sums.zero_()
+        sums.zero_()
         return
     x = core.dense_rows(x)
     features = core.matrix(x)
     floats, counters = scratch(x, core.compiled().cuda_update_ema_scratch(features))
-    update = ema_update(ema, num_updates, mask, sums, momentum)
+    update = ema_update(intake, sums)
     with stream_of(x) as stream:
         core.compiled().cuda_update_ema(features, update, floats.data_ptr(), counters.data_ptr(), stream)
-    core.mark_written(ema, num_updates)
+    core.mark_written(intake.ema, intake.num_updates)
 
 
 def update_ema_(ema: Tensor, num_updates: Tensor | None, x: Tensor, mask: Tensor | None, *, momentum: float) -> None:
     """See ``tde::update_ema_``."""
-    take_in(ema, num_updates, x, mask, None, momentum)
+    take_in(x, Intake(mask, ema, num_updates, momentum), x.new_empty(0, dtype=torch.float32))
 
 
 def feature_sum(x: Tensor, mask: Tensor | None) -> Tensor:
     """See ``tde::feature_sum``."""
     sums = x.new_empty(x.shape[1] + 1, dtype=torch.float32)
-    take_in(None, None, x, mask, sums, 0.0)
+    take_in(x, Intake(mask, take_sum=True), sums)
     return sums
 
 

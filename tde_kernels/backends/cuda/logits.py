@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tde_kernels.backends import around_product, crossovers
-from tde_kernels.backends.core import Saved
+from tde_kernels.backends.core import Kept, Saved
 from tde_kernels.backends.cuda import small, tiled
 from tde_kernels.backends.cuda.ema import take_in
 from tde_kernels.backends.cuda.rows import PASSES
-from tde_kernels.backends.grouped import Grouped
+from tde_kernels.backends.grouped import Grouped, Intake, Wants
 
 
 def _plan(p: Grouped, dtype: torch.dtype) -> str:
@@ -35,43 +35,23 @@ def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
     return tiled.saves(p) if plan == "tiled" else around_product.saves(p, dtype)
 
 
-def logits(
-    p: Grouped,
-    mask: Tensor | None,
-    ema: Tensor | None,
-    num_updates: Tensor | None,
-    *,
-    momentum: float,
-    take_sum: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
+def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """See ``tde::logits``."""
-    sums = p.x.new_empty(p.x.shape[1] + 1 if take_sum else 0, dtype=torch.float32)
-    taken = sums if take_sum else None
+    sums = p.x.new_empty(p.x.shape[1] + 1 if intake.take_sum else 0, dtype=torch.float32)
     plan = _plan(p, dtype)
     if plan != "product":
         way = small if plan == "small" else tiled
-        return *way.logits(p, mask, ema, num_updates, taken, momentum=momentum, dtype=dtype), sums
-    outputs = around_product.logits(PASSES, p, dtype)
-    if take_sum or ema is not None:
-        take_in(ema, num_updates, p.x, mask, taken, momentum)
-    return *outputs, sums
+        return *way.logits(p, intake, sums, dtype), sums
+    if intake.asked:
+        take_in(p.x, intake, sums)
+    return *around_product.logits(PASSES, p, dtype), sums
 
 
-def logits_backward(
-    p: Grouped,
-    grad: Tensor,
-    x_hat: Tensor,
-    w_hat: Tensor,
-    x_norms: Tensor,
-    w_norms: Tensor,
-    along_x: Tensor,
-    **wants: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def logits_backward(p: Grouped, grad: Tensor, saved: Kept, wants: Wants) -> tuple[Tensor, Tensor, Tensor]:
     """See ``tde::logits_backward``."""
     if _plan(p, grad.dtype) == "small":
-        return small.logits_backward(p, grad, **wants)
-    return around_product.logits_backward(PASSES, p, grad, x_hat, w_hat, x_norms, w_norms, along_x, **wants)
+        return small.logits_backward(p, grad, wants)
+    return around_product.logits_backward(PASSES, p, grad, saved, wants)
 
 
 def effects(p: Grouped) -> tuple[Tensor, Tensor, Tensor]:

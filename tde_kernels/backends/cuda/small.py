@@ -9,7 +9,7 @@ from tde_kernels.backends import core
 from tde_kernels.backends.core import Saved
 from tde_kernels.backends.cuda.device import scratch, stream_of
 from tde_kernels.backends.cuda.ema import ema_update
-from tde_kernels.backends.grouped import Grouped, Rows
+from tde_kernels.backends.grouped import Grouped, Intake, Rows, Wants
 
 SAVES = [Saved((0,))] * 5
 # As the core's small_logits_fit, which would turn symbolic sizes into numbers
@@ -28,17 +28,8 @@ def _operand(rows: Rows, a: Tensor) -> object:
     return core.compiled().Operand(core.matrix(a), core.row_transform(rows))
 
 
-def logits(
-    p: Grouped,
-    mask: Tensor | None,
-    ema: Tensor | None,
-    num_updates: Tensor | None,
-    sums: Tensor | None,
-    *,
-    momentum: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
-    """The logits ``[B, C]``, and empty :data:`SAVES`; the features go into ``ema`` and ``sums``, if given."""
+def logits(p: Grouped, intake: Intake, sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The logits ``[B, C]``, and empty :data:`SAVES`; ``sums [D + 1]`` is filled if it is asked for."""
     x, w = core.dense_rows(p.x), core.dense_rows(p.w)
     z = x.new_empty((x.shape[0], w.shape[0]), dtype=dtype)
     floats, counters = scratch(x, core.compiled().cuda_small_logits_scratch(*x.shape))
@@ -46,13 +37,13 @@ def logits(
         core.compiled().cuda_small_logits(
             _operand(p.features, x),
             _operand(p.weights, w),
-            ema_update(ema, num_updates, mask, sums, momentum),
+            ema_update(intake, sums),
             core.matrix(z),
             floats.data_ptr(),
             counters.data_ptr(),
             stream,
         )
-    core.mark_written(ema, num_updates)
+    core.mark_written(intake.ema, intake.num_updates)
     return z, *(x.new_empty(0, dtype=torch.float32) for _ in SAVES)
 
 
@@ -76,14 +67,12 @@ def _gradient(own: Rows, other: Rows, grad: Tensor, grad_divisor: Tensor | None)
     return out
 
 
-def logits_backward(
-    p: Grouped, grad: Tensor, *, wants_x: bool, wants_w: bool, wants_class_scale: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def logits_backward(p: Grouped, grad: Tensor, wants: Wants) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of features, weights and class scale, empty where they are not wanted: at most two launches."""
     dx, dw = (p.x.new_empty(0, dtype=torch.float32) for _ in range(2))
-    dscale = p.x.new_empty(p.w.shape[0] if wants_class_scale else 0, dtype=torch.float32)
-    if wants_x:
+    dscale = p.x.new_empty(p.w.shape[0] if wants.class_scale else 0, dtype=torch.float32)
+    if wants.x:
         dx = _gradient(p.features, p.weights, grad, None)
-    if wants_w or wants_class_scale:
-        dw = _gradient(p.weights, p.features, grad.t(), dscale if wants_class_scale else None)
+    if wants.w or wants.class_scale:
+        dw = _gradient(p.weights, p.features, grad.t(), dscale if wants.class_scale else None)
     return dx, dw, dscale

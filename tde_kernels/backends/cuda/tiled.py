@@ -11,7 +11,7 @@ from tde_kernels.backends import core, crossovers
 from tde_kernels.backends.core import Saved
 from tde_kernels.backends.cuda.device import scratch, stream_of
 from tde_kernels.backends.cuda.ema import ema_update
-from tde_kernels.backends.grouped import Grouped, Rows
+from tde_kernels.backends.grouped import Grouped, Intake, Rows
 
 _ACCESS = 16  # bytes: every head of a row starts on as many
 _MOST_CLASSES = 64 * 65535
@@ -70,21 +70,12 @@ def _run(
     return z
 
 
-def logits(
-    p: Grouped,
-    mask: Tensor | None,
-    ema: Tensor | None,
-    num_updates: Tensor | None,
-    sums: Tensor | None,
-    *,
-    momentum: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
-    """The logits and what :func:`saves` lists; the features go into ``ema`` and ``sums``, whichever is not None."""
+def logits(p: Grouped, intake: Intake, sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The logits and what :func:`saves` lists; ``sums [D + 1]`` is filled if it is asked for."""
     saved = [p.x.new_empty(shape, dtype=kind) for shape, kind in saves(p)]
-    update = ema_update(ema, num_updates, mask, sums, momentum)
+    update = ema_update(intake, sums)
     z = _run(p, p.features, dtype, norms=(core.kept(saved[2]), core.kept(saved[3])), update=update)
-    core.mark_written(ema, num_updates)
+    core.mark_written(intake.ema, intake.num_updates)
     return z, *saved
 
 

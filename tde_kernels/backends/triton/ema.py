@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tde_kernels.backends import core
 from tde_kernels.backends.arrivals import arrivals
+from tde_kernels.backends.grouped import Intake
 from tde_kernels.backends.triton import launch
 
 _SUM = {"BLOCK_ROWS": 32, "BLOCK_COLUMNS": 64, "num_warps": 4, "num_stages": 2}
@@ -143,35 +144,33 @@ def _fold(ema, num_updates, total, dim, momentum, BLOCK: tl.constexpr):
             tl.store(num_updates, tl.load(num_updates) + (count > 0).to(tl.int64))
 
 
-def update_of(
-    x: Tensor, mask: Tensor | None, ema: Tensor | None, momentum: float, take_sum: bool, *, blocks: int, shares: int
-) -> Update | None:
+def update_of(x: Tensor, intake: Intake, *, blocks: int, shares: int) -> Update | None:
     """Memory for summing the columns of ``x [B, D]``; None where nobody wants the EMA or the sum."""
-    if ema is None and not take_sum:
+    if not intake.asked:
         return None
     dim = x.shape[1]
-    sums = x.new_empty(dim + 1, dtype=torch.float32) if take_sum else None
+    sums = x.new_empty(dim + 1, dtype=torch.float32) if intake.take_sum else None
     if sums is not None and blocks == 0:  # no program will write it
         sums.zero_()
     partial_sums = x.new_empty((blocks, dim), dtype=torch.float32)
     counts = x.new_empty((shares, blocks), dtype=torch.float32)
-    return Update(mask, sums, partial_sums, counts, arrivals(x, shares), momentum)
+    return Update(intake.mask, sums, partial_sums, counts, arrivals(x, shares), intake.momentum)
 
 
-def _sum_columns(
-    x: Tensor, mask: Tensor | None, ema: Tensor | None, num_updates: Tensor | None, momentum: float
-) -> Tensor | None:
-    """Folds the columns' means into ``ema``, or without one returns their sums."""
+def take_in(x: Tensor, intake: Intake) -> Tensor | None:
+    """Does with ``x [B, D]`` what the intake asks for, in one launch; the sum ``[D + 1]`` if that is wanted."""
+    if not intake.asked:
+        return None
     batch, dim = x.shape
     column_blocks = triton.cdiv(dim, _SUM["BLOCK_COLUMNS"])
     # enough programs to fill a device, few enough that the last one's share stays small
     blocks = min(triton.cdiv(batch, _SUM["BLOCK_ROWS"]), max(1, 512 // column_blocks))
-    update = update_of(x, mask, ema, momentum, ema is None, blocks=blocks, shares=column_blocks)
+    update = update_of(x, intake, blocks=blocks, shares=column_blocks)
     arguments = {
         "x": x,
         "update": update,
-        "ema": ema,
-        "num_updates": num_updates,
+        "ema": intake.ema,
+        "num_updates": intake.num_updates,
         "batch": batch,
         "dim": dim,
         "stride_row": x.stride(0),
@@ -180,20 +179,20 @@ def _sum_columns(
         "column_blocks": column_blocks,
     }
     launch.run(_column_sums, blocks * column_blocks, x.device, arguments, _SUM)
+    core.mark_written(intake.ema, intake.num_updates)
     return None if update is None else update.sums
 
 
 def feature_sum(x: Tensor, mask: Tensor | None) -> Tensor:
     """See ``tde::feature_sum``."""
-    sums = _sum_columns(x, mask, None, None, 0.0)
+    sums = take_in(x, Intake(mask, take_sum=True))
     assert sums is not None
     return sums
 
 
 def update_ema_(ema: Tensor, num_updates: Tensor | None, x: Tensor, mask: Tensor | None, *, momentum: float) -> None:
     """See ``tde::update_ema_``: one launch."""
-    _sum_columns(x, mask, ema, num_updates, momentum)
-    core.mark_written(ema, num_updates)
+    take_in(x, Intake(mask, ema, num_updates, momentum))
 
 
 def fold_ema_(ema: Tensor, num_updates: Tensor | None, total: Tensor, *, momentum: float) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tde_kernels.backends import around_product, core
 from tde_kernels.backends.core import Saved
-from tde_kernels.backends.grouped import Grouped
+from tde_kernels.backends.grouped import Grouped, Intake
 from tde_kernels.backends.triton import configs, launch
 from tde_kernels.backends.triton.arithmetic import rounded
 from tde_kernels.backends.triton.effects import effects, exact_dtype, inputs, tile_of
-from tde_kernels.backends.triton.ema import feature_sum, fold_partials, update_ema_, update_of
+from tde_kernels.backends.triton.ema import fold_partials, take_in, update_of
 from tde_kernels.backends.triton.rows import PASSES
 
 
@@ -86,12 +86,7 @@ def _single_pass(
     dtype: torch.dtype,
     shift: str,
     saved: tuple[Tensor | None, ...],
-    mask: Tensor | None = None,
-    ema: Tensor | None = None,
-    num_updates: Tensor | None = None,
-    *,
-    momentum: float = 0.0,
-    take_sum: bool = False,
+    intake: Intake,
 ) -> tuple[Tensor, Tensor | None]:
     """Logits ``[B, C]`` in ``dtype``, and the feature sum if it is to be taken.
 
@@ -106,7 +101,7 @@ def _single_pass(
         return triton.cdiv(batch, chosen["BLOCK_M"]), triton.cdiv(classes, chosen["BLOCK_N"])
 
     blocks, shares = (max(sizes) for sizes in zip(*map(tiles, choices), strict=True))
-    update = update_of(p.x, mask, ema, momentum, take_sum, blocks=blocks, shares=shares)
+    update = update_of(p.x, intake, blocks=blocks, shares=shares)
     logits = p.x.new_empty((batch, classes), dtype=dtype)
     arguments = inputs(p, multiplied)
     x_norms, w_norms, along_x, along_w = saved
@@ -116,8 +111,8 @@ def _single_pass(
         "alpha": p.alpha,
         "logits": logits,
         "update": update,
-        "ema": ema,
-        "num_updates": num_updates,
+        "ema": intake.ema,
+        "num_updates": intake.num_updates,
         "bucket": launch.bucket(batch, classes, p.heads, arguments["width"]),
         "SHIFT": shift,
     }
@@ -143,41 +138,20 @@ def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
     return [Saved((0,)), Saved((0,)), *norms, per_head(p.x, p.direction is not None)]
 
 
-def logits(
-    p: Grouped,
-    mask: Tensor | None,
-    ema: Tensor | None,
-    num_updates: Tensor | None,
-    *,
-    momentum: float,
-    take_sum: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
+def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """See ``tde::logits``."""
     (batch, dim), classes = p.x.shape, p.w.shape[0]
     outputs = [p.x.new_empty(shape, dtype=kind) for shape, kind in saves(p, dtype)]
     x_norms, w_norms, along_x = map(core.kept, outputs[2:])
-    nothing = p.x.new_empty(0, dtype=torch.float32)
     if configs.around_library("forward", batch, classes, dim, dtype):
         x_hat = PASSES.normalize(p.features, dtype, norms=x_norms, along=along_x)
         w_hat = PASSES.normalize(p.weights, dtype, norms=w_norms)
-        if ema is not None:
-            update_ema_(ema, num_updates, p.x, mask, momentum=momentum)
-        return PASSES.product(x_hat, w_hat), *outputs, feature_sum(p.x, mask) if take_sum else nothing
-    z, sums = _single_pass(
-        p,
-        dtype,
-        dtype,
-        "none" if p.direction is None else "subtracted",
-        (x_norms, w_norms, along_x, None),
-        mask,
-        ema,
-        num_updates,
-        momentum=momentum,
-        take_sum=take_sum,
-    )
-    core.mark_written(ema, num_updates)
-    return z, *outputs, nothing if sums is None else sums
+        z, sums = PASSES.product(x_hat, w_hat), take_in(p.x, intake)
+    else:
+        shift = "none" if p.direction is None else "subtracted"
+        z, sums = _single_pass(p, dtype, dtype, shift, (x_norms, w_norms, along_x, None), intake)
+        core.mark_written(intake.ema, intake.num_updates)
+    return z, *outputs, p.x.new_empty(0, dtype=torch.float32) if sums is None else sums
 
 
 def total_effects(p: Grouped) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,5 +160,5 @@ def total_effects(p: Grouped) -> tuple[Tensor, Tensor, Tensor]:
     if configs.around_library("forward", batch, classes, dim, dtype):
         return around_product.effects(PASSES, p)
     along_x, along_w = (p.x.new_empty((rows, p.heads), dtype=torch.float32) for rows in (batch, classes))
-    total, _ = _single_pass(p, dtype, torch.float32, "apart", (None, None, along_x, along_w))
+    total, _ = _single_pass(p, dtype, torch.float32, "apart", (None, None, along_x, along_w), Intake())
     return total, along_x, along_w

@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from tde_kernels.backends import around_product, core
-from tde_kernels.backends.grouped import Grouped, Rows
+from tde_kernels.backends.core import Kept
+from tde_kernels.backends.grouped import Grouped, Rows, Wants
 from tde_kernels.backends.triton import configs, launch
 from tde_kernels.backends.triton.arithmetic import dot, rounded
 from tde_kernels.backends.triton.effects import tile_of
@@ -201,25 +202,13 @@ def _operand(
     return _gradient(grad, own, other, own_norms, other_norms, along_other, grad_divisor)
 
 
-def logits_backward(
-    p: Grouped,
-    grad: Tensor,
-    x_hat: Tensor,
-    w_hat: Tensor,
-    x_norms: Tensor,
-    w_norms: Tensor,
-    along_x: Tensor,
-    *,
-    wants_x: bool,
-    wants_w: bool,
-    wants_class_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def logits_backward(p: Grouped, grad: Tensor, saved: Kept, wants: Wants) -> tuple[Tensor, Tensor, Tensor]:
     """See ``tde::logits_backward``."""
-    norms_x, norms_w, along = map(core.kept, (x_norms, w_norms, along_x))
-    dx, dw, dscale = (p.x.new_empty(0, dtype=torch.float32) for _ in range(3))
-    if wants_x:
+    norms_x, norms_w, along = map(core.kept, (saved.x_norms, saved.w_norms, saved.along_x))
+    dx, dw = (p.x.new_empty(0, dtype=torch.float32) for _ in range(2))
+    dscale = p.x.new_empty(p.w.shape[0] if wants.class_scale else 0, dtype=torch.float32)
+    if wants.x:
         dx = _operand(grad, p.features, p.weights, norms_x, norms_w, None)
-    if wants_w or wants_class_scale:
-        dscale = p.x.new_empty(p.w.shape[0], dtype=torch.float32) if wants_class_scale else dscale
-        dw = _operand(grad.t(), p.weights, p.features, norms_w, norms_x, along, dscale if wants_class_scale else None)
+    if wants.w or wants.class_scale:
+        dw = _operand(grad.t(), p.weights, p.features, norms_w, norms_x, along, dscale if wants.class_scale else None)
     return dx, dw, dscale

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tde_kernels import reference
-from tde_kernels.backends.grouped import Grouped
+from tde_kernels.backends.grouped import Grouped, Intake
 from tde_kernels.backends.triton import configs, launch
 from tde_kernels.backends.triton.effects import effects, inputs
 from tde_kernels.backends.triton.logits import logits
@@ -93,7 +93,7 @@ def _keep_largest(
 def topk(p: Grouped, *, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """See ``tde::topk``."""
     if k > _LONGEST:
-        stored, *_ = logits(p, None, None, None, momentum=0.0, take_sum=False, dtype=dtype)
+        stored, *_ = logits(p, Intake(), dtype)
         return reference.lowest_topk(stored, k)
     x, batch, classes = p.x, p.x.shape[0], p.w.shape[0]
     config = configs.tiles_kept(batch, classes, x.shape[1] // p.heads, (x, p.w))
