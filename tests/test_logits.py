@@ -63,13 +63,13 @@ def check(p: Problem, fused: Fused, dtype: torch.dtype, upstream: Tensor | None 
 def naive_errors(p: Problem, dtype: torch.dtype, upstream: Tensor) -> list[float]:
     """Error of naive torch for logits and gradients.
 
-    On a few numbers, which may cancel, it is luck: the worst of ten draws then, of the upstream gradient and of the
-    scale of features and weights, which changes nothing but how everything rounds.
+    With few classes, or few channels of a head, which may cancel, it is luck: the worst of ten draws then, of a scale
+    of features, weights and upstream gradient, which changes nothing but how everything rounds.
     """
     draws = [(p, upstream)]
-    if min(p.w.shape) < 8 or not p.x.numel():
+    if min(len(p.w), p.x.shape[-1] // p.num_heads) < 8 or not p.x.numel():
         draws += [
-            (replace(p, x=p.x * (1 + torch.rand(())), w=p.w * (1 + torch.rand(()))), torch.randn_like(upstream))
+            (replace(p, x=p.x * (1 + torch.rand(())), w=p.w * (1 + torch.rand(()))), upstream * (1 + torch.rand(())))
             for _ in range(9)
         ]
     worst = [0.0] * (1 + len(p.leaves()))

@@ -30,18 +30,21 @@ __host__ __device__ __forceinline__ float row_constant(const RowTransform& trans
   return transform.divisor ? transform.scale / transform.divisor[row] : transform.scale;
 }
 
-// The gradient of a from v, that of c f(|a|) a, is  push v - (f a) pull,  with along = <v, a>:
-//   push = c f,   pull = c power along / (n (n + offset)).
-// f a comes first and the quotient stepwise: the product of the scalars alone could leave float32's range.
+// The gradient of a from v, that of c f(|a|) a, with along = <v, a>:
+//   c f (v - power <v, a> / n * a / (n + offset)).
+// The two may all but cancel: few roundings stand between them, in an order in which nothing leaves float32's range.
 struct Tangent {
-  float f, push, pull;
+  float push, cosine = 0, shrink = 0;
 
   __host__ __device__ __forceinline__ Tangent(const NormFactor& factor, float norm, float constant, float along)
-      : f(norm_factor(factor, norm)), push(constant * f) {
-    const bool curved = factor.power != 0 && norm >= FLT_MIN;
-    pull = curved ? constant * factor.power * (along / norm) / (norm + factor.offset) : 0;
+      : push(norm_factor(factor, norm, constant)) {
+    if (factor.power == 0 || norm < FLT_MIN) return;
+    cosine = factor.power * (along / norm);
+    shrink = 1 / (norm + factor.offset);
   }
-  __host__ __device__ __forceinline__ float operator()(float v, float a) const { return push * v - a * f * pull; }
+  __host__ __device__ __forceinline__ float operator()(float v, float a) const {
+    return push * fmaf(-cosine, a * shrink, v);
+  }
 };
 
 }  // namespace tde::cuda

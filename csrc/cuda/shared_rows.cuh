@@ -36,24 +36,32 @@ __device__ __forceinline__ void load_rows(float* tile, int tile_rows, const RowL
   });
 }
 
+// add(sum, i) for every i, in chains of which each has a share: they lose less than one would, and wait less.
+template <typename Add>
+__device__ __forceinline__ float sum_in_chains(int width, Add add) {
+  float sums[4] = {};
+  int i = 0;
+  for (; i + 4 <= width; i += 4)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sums[e] = add(sums[e], i + e);
+  for (; i < width; ++i) sums[0] = add(sums[0], i);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 // One head of a row in shared memory, worked on by one thread.
 struct SharedHead {
   float* a;
   int width;
 
   __device__ __forceinline__ float sum_of_squares(float scale) const {
-    float sum = 0;
-    for (int i = 0; i < width; ++i) sum = fmaf(a[i] * scale, a[i] * scale, sum);
-    return sum;
+    return sum_in_chains(width, [&](float sum, int i) { return fmaf(a[i] * scale, a[i] * scale, sum); });
   }
   __device__ __forceinline__ float norm() const {
     const float squares = sum_of_squares(1), scale = rescue_scale(squares);
     return scale == 1 ? sqrtf(squares) : sqrtf(sum_of_squares(scale)) / scale;
   }
   __device__ __forceinline__ float dot(const float* b) const {
-    float sum = 0;
-    for (int i = 0; i < width; ++i) sum = fmaf(a[i], b[i], sum);
-    return sum;
+    return sum_in_chains(width, [&](float sum, int i) { return fmaf(a[i], b[i], sum); });
   }
 };
 

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     transform_rows(x, kOwn, layout, features.transform, first, end);
     __syncthreads();
     const int row = threadIdx.x / (kOther / 2), col = threadIdx.x % (kOther / 2);
-    float z[2][2] = {};
+    float z[2][2][4] = {};  // in four chains, which lose less than one
     for (int k = 0; k < layout.cols(); k += 4) {
       float a[2][4], b[2][4];
 #pragma unroll
@@ -64,14 +64,15 @@ __global__ void __launch_bounds__(kThreads, kResident)
 #pragma unroll
         for (int i = 0; i < 2; ++i)
 #pragma unroll
-          for (int j = 0; j < 2; ++j) z[i][j] = fmaf(a[i][e], b[j][e], z[i][j]);
+          for (int j = 0; j < 2; ++j) z[i][j][e] = fmaf(a[i][e], b[j][e], z[i][j][e]);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int64_t r = first + row + i * (kOwn / 2), c = first_class + col + j * (kOther / 2);
-        if (r < end && c < weights.a.rows) out[r * out_stride + c] = from_float<Out>(z[i][j]);
+        const float sum = (z[i][j][0] + z[i][j][1]) + (z[i][j][2] + z[i][j][3]);
+        if (r < end && c < weights.a.rows) out[r * out_stride + c] = from_float<Out>(sum);
       }
     __syncthreads();  // before the next tile takes the place of this one
   }
