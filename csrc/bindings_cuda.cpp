@@ -63,10 +63,10 @@ tde::cuda::LogitsByproducts logits_byproducts(Address x_norms, Address w_norms, 
 }
 
 void tiled_logits(const tde::Operand& features, const tde::Operand& weights, const tde::cuda::LogitsByproducts& by,
-                  const tde::EmaUpdate& update, const tde::Matrix& out, Address floats, Address counters,
+                  const tde::EmaUpdate& update, const tde::Matrix& out, bool hopper, Address floats, Address counters,
                   Address stream) {
-  raise_unless_ok(tde::cuda::tiled_logits(features, weights, by, update, out, at<float>(floats), at<unsigned>(counters),
-                                          at<void>(stream)));
+  raise_unless_ok(tde::cuda::tiled_logits(features, weights, by, update, out, hopper, at<float>(floats),
+                                          at<unsigned>(counters), at<void>(stream)));
 }
 
 }  // namespace
@@ -88,6 +88,8 @@ void bind_cuda(py::module_& m) {
            "w_projections"_a = 0);
 
   m.def("cuda_probe", [] { return tde::cuda::probe().error; }, "Why the current device cannot run the kernels, or ''.");
+  m.def("cuda_probe_hopper", [] { return tde::cuda::probe_hopper().error; },
+        "Why the current device cannot run Hopper's kernels, or ''.");
   m.def("cuda_update_ema_scratch", &tde::cuda::update_ema_scratch, "x"_a);
   m.def("cuda_update_ema", &update_ema, no_gil, "x"_a, "update"_a, "floats"_a, "counters"_a, "stream"_a);
   m.def("cuda_fold_ema", &fold_ema, no_gil, "ema"_a, "num_updates"_a, "feature_sum"_a, "dim"_a, "momentum"_a,
@@ -106,7 +108,7 @@ void bind_cuda(py::module_& m) {
         "dim"_a, "heads"_a);
   m.def("cuda_small_logits_backward", &small_logits_backward, no_gil, "own"_a, "other"_a, "grad"_a, "grad_col_stride"_a,
         "grad_own"_a, "grad_divisor"_a, "floats"_a, "counters"_a, "stream"_a);
-  m.def("cuda_tiled_logits_scratch", &tde::cuda::tiled_logits_scratch, "rows"_a, "classes"_a, "dim"_a);
-  m.def("cuda_tiled_logits", &tiled_logits, no_gil, "features"_a, "weights"_a, "by"_a, "update"_a, "out"_a, "floats"_a,
+  m.def("cuda_tiled_logits_scratch", &tde::cuda::tiled_logits_scratch, "rows"_a, "classes"_a, "dim"_a, "hopper"_a);
+  m.def("cuda_tiled_logits", &tiled_logits, no_gil, "features"_a, "weights"_a, "by"_a, "update"_a, "out"_a, "hopper"_a, "floats"_a,
         "counters"_a, "stream"_a);
 }

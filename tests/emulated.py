@@ -43,7 +43,7 @@ def main() -> int:
     module = build()
     subprocess.run([BUILD / "simt_test"], check=True)
     of_logits = [f"tests/test_{name}.py" for name in OF_LOGITS]
-    files = {"table": ["tests"], "tiled": of_logits, "product": of_logits}
+    files = {"table": ["tests"]} | dict.fromkeys(("tiled", "hopper", "product"), of_logits)
     results = [
         subprocess.run(
             [sys.executable, "-m", "pytest", *paths, "-k", "cuda-cpu", *sys.argv[1:]],

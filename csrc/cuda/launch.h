@@ -16,10 +16,13 @@ constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
+constexpr size_t kLeastShared = 99 << 10;  // of a block, among the architectures that are built for
+
 struct Launch {
   dim3 grid;
   unsigned threads;
   size_t shared_bytes = 0;
+  size_t most_shared = kLeastShared;  // on the architectures that the kernel is for
 };
 
 #ifndef TDE_EMULATED
@@ -36,6 +39,8 @@ template <typename... Parameters, typename... Arguments>
 Status launch(const char* name, const std::string& shape, void (*kernel)(Parameters...), const Launch& with,
               [[maybe_unused]] void* stream, const Arguments&... arguments) {
   const std::string what = std::string("cuda::") + name + " on " + shape;
+  if (with.shared_bytes > with.most_shared)
+    return {what + ": wants " + std::to_string(with.shared_bytes) + " bytes of shared memory"};
   std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
 #ifdef TDE_EMULATED
   return simt::run(what, with.grid, with.threads, with.shared_bytes, [&] { std::apply(kernel, values); });

@@ -19,7 +19,7 @@ __device__ __forceinline__ unsigned shared_address(const void* place) {
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool exists) {
 #ifdef TDE_EMULATED
   static const unsigned char zeros[kAccess] = {};
-  simt::copy_later(to, exists ? from : zeros, kAccess);
+  simt::copies().later([to, from = exists ? from : zeros] { std::memcpy(to, from, kAccess); });
 #else
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(exists ? kAccess : 0)
@@ -29,7 +29,7 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool exis
 
 __device__ __forceinline__ void close_copy_group() {
 #ifdef TDE_EMULATED
-  simt::commit_copies();
+  simt::copies().commit();
 #else
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
@@ -39,7 +39,7 @@ __device__ __forceinline__ void close_copy_group() {
 template <int kLeft>
 __device__ __forceinline__ void wait_for_copy_groups() {
 #ifdef TDE_EMULATED
-  simt::wait_for_copies(kLeft);
+  simt::copies().wait(kLeft);
 #else
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 #endif

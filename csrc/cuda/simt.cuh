@@ -14,7 +14,7 @@ namespace tde::cuda {
 // The block's dynamic shared memory. Kernels use no other: the emulator poisons this one.
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared() {
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   return reinterpret_cast<T*>(memory);
 }
 

@@ -5,7 +5,6 @@
 #include <ucontext.h>
 
 #include <cstring>
-#include <deque>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -14,17 +13,10 @@
 namespace tde::simt {
 namespace {
 
-constexpr std::size_t kStack = 256 << 10, kLargestExchange = 64, kGuard = 4096, kAlignment = 128;
-constexpr std::size_t kLeastSharedLimit = 99 << 10;  // of a block, among the architectures that are built for
-constexpr unsigned kGridLimit = 65535;               // in y and z
-constexpr int kResident = 3;                         // blocks that run beside one another
+constexpr std::size_t kStack = 256 << 10, kLargestExchange = 64, kGuard = 4096, kAlignment = 1024;
+constexpr unsigned kGridLimit = 65535;  // in y and z
+constexpr int kResident = 3;            // blocks that run beside one another
 constexpr unsigned char kNaN = 0xff, kGuardByte = 0xa5;
-
-struct Copy {
-  void* to;
-  const void* from;
-  std::size_t bytes;
-};
 
 struct Block;
 
@@ -36,8 +28,7 @@ struct Fiber {
   Block* block = nullptr;
   Position position;
   unsigned exchanges = 0;
-  std::vector<Copy> open;                // copies of no group yet
-  std::deque<std::vector<Copy>> groups;  // the oldest first
+  Deferred copies, products;
 };
 
 struct Warp {
@@ -51,6 +42,8 @@ struct Block {
   std::deque<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<Fiber*> at_barrier;
+  std::vector<std::pair<Fiber*, std::function<bool()>>> watching;  // and what they wait for
+  std::vector<std::function<void()>> under_way;
   std::vector<unsigned char> memory;
   unsigned char* shared = nullptr;
   unsigned threads = 0, running = 0;
@@ -58,7 +51,23 @@ struct Block {
   void prepare(unsigned threads, std::size_t shared_bytes);
   void begin(uint3 index, dim3 grid, std::size_t shared_bytes);
   bool kept_within(std::size_t shared_bytes) const;
+  bool advance(std::mt19937& random, std::vector<Fiber*>& ready);
 };
+
+// One of the things under way happens, if any; whether something did. Who waited for it goes on.
+bool Block::advance(std::mt19937& random, std::vector<Fiber*>& ready) {
+  const bool any = !under_way.empty();
+  if (any) {
+    std::swap(under_way[random() % under_way.size()], under_way.back());
+    under_way.back()();
+    under_way.pop_back();
+  }
+  const auto held = std::partition(watching.begin(), watching.end(), [](const auto& each) { return !each.second(); });
+  for (auto each = held; each != watching.end(); ++each) ready.push_back(each->first);
+  const bool woken = held != watching.end();
+  watching.erase(held, watching.end());
+  return any || woken;
+}
 
 class Multiprocessor {
  public:
@@ -68,10 +77,12 @@ class Multiprocessor {
   Fiber& current() { return *current_; }
   void sync_block() { wait(current_->block->at_barrier, current_->block->threads); }
   const void* exchange(const void* mine, std::size_t bytes);
+  void wait_until(std::function<bool()> holds);
 
   static void live();
 
  private:
+  bool advance();
   void resume(Fiber& fiber);
   void pause();
   void wait(std::vector<Fiber*>& waiting, std::size_t wanted);
@@ -116,6 +127,23 @@ void Multiprocessor::wait(std::vector<Fiber*>& waiting, std::size_t wanted) {
   pause();
 }
 
+void Multiprocessor::wait_until(std::function<bool()> holds) {
+  current_->block->watching.emplace_back(current_, std::move(holds));
+  pause();
+}
+
+// Whether a fiber is ready, after what is under way has had its chance; it is forced where nobody else can go on.
+bool Multiprocessor::advance() {
+  constexpr unsigned kSeldom = 16;
+  if (random_() % kSeldom == 0) blocks_[random_() % kResident].advance(random_, ready_);
+  bool happened = true;
+  while (ready_.empty() && happened) {
+    happened = false;
+    for (Block& block : blocks_) happened |= block.advance(random_, ready_);
+  }
+  return !ready_.empty();
+}
+
 const void* Multiprocessor::exchange(const void* mine, std::size_t bytes) {
   Warp& warp = current_->block->warps[current_->position.thread.x / kWarp];
   unsigned char* slots = warp.slots[current_->exchanges++ % 2];
@@ -149,8 +177,7 @@ void Block::begin(uint3 index, dim3 grid, std::size_t shared_bytes) {
     Fiber& fiber = fibers[t];
     fiber.position = {{t, 0, 0}, index, dim3(threads), grid};
     fiber.exchanges = 0;
-    fiber.open.clear();
-    fiber.groups.clear();
+    fiber.copies = fiber.products = {};
   }
 }
 
@@ -163,8 +190,7 @@ Status Multiprocessor::run(const std::string& what, dim3 grid, unsigned threads,
                            const std::function<void()>& thread) {
   if (threads == 0 || threads > 1024 || threads % kWarp != 0)
     return {what + ": " + std::to_string(threads) + " threads are not whole warps of at most 1024"};
-  if (shared_bytes > kLeastSharedLimit || grid.y > kGridLimit || grid.z > kGridLimit)
-    return {what + ": more shared memory or a larger grid than every served device has"};
+  if (grid.y > kGridLimit || grid.z > kGridLimit) return {what + ": a larger grid than any device has"};
   thread_ = &thread;
   std::vector<std::size_t> order(std::size_t{grid.x} * grid.y * grid.z);
   std::iota(order.begin(), order.end(), std::size_t{0});
@@ -182,7 +208,7 @@ Status Multiprocessor::run(const std::string& what, dim3 grid, unsigned threads,
     enter(block);
   }
   std::string wrong;
-  while (!ready_.empty() && wrong.empty()) {
+  while (wrong.empty() && advance()) {
     std::swap(ready_[random_() % ready_.size()], ready_.back());
     Fiber* fiber = ready_.back();
     ready_.pop_back();
@@ -190,6 +216,7 @@ Status Multiprocessor::run(const std::string& what, dim3 grid, unsigned threads,
     if (fiber->block->running > 0) continue;
     if (!fiber->block->kept_within(shared_bytes))
       wrong = "wrote past the end of its " + std::to_string(shared_bytes) + " bytes of shared memory";
+    if (!fiber->block->under_way.empty()) wrong = "ended before what it had begun";
     enter(*fiber->block);
   }
   const auto waits = [](const Block& block) { return block.running > 0; };
@@ -208,21 +235,12 @@ unsigned char* shared_memory() { return multiprocessor.current().block->shared; 
 void sync_block() { multiprocessor.sync_block(); }
 const void* exchange(const void* mine, std::size_t bytes) { return multiprocessor.exchange(mine, bytes); }
 
-void copy_later(void* to, const void* from, std::size_t bytes) {
-  multiprocessor.current().open.push_back({to, from, bytes});
+Deferred& copies() { return multiprocessor.current().copies; }
+Deferred& products() { return multiprocessor.current().products; }
+void sometime(std::function<void()> happens) {
+  multiprocessor.current().block->under_way.push_back(std::move(happens));
 }
-
-void commit_copies() {
-  Fiber& fiber = multiprocessor.current();
-  fiber.groups.push_back(std::move(fiber.open));
-  fiber.open.clear();
-}
-
-void wait_for_copies(std::size_t groups_left) {
-  auto& groups = multiprocessor.current().groups;
-  for (; groups.size() > groups_left; groups.pop_front())
-    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
-}
+void wait_until(std::function<bool()> holds) { multiprocessor.wait_until(std::move(holds)); }
 
 Status run(const std::string& what, dim3 grid, unsigned threads, std::size_t shared_bytes,
            const std::function<void()>& thread) {

@@ -2,7 +2,7 @@
 //
 // A block's threads are fibers of one thread of the CPU. Between two collectives each runs alone, and who runs next is
 // drawn at random: what a missing barrier leaves to chance comes out wrong sooner or later. Shared memory starts as
-// NaN and must not be written past its end; asynchronous copies arrive no earlier than they are waited for.
+// NaN and must not be written past its end; what is asynchronous happens as late as it is waited for, or at any time.
 // Only tests use this; no wheel holds it.
 #pragma once
 
@@ -15,8 +15,11 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "tde/types.h"
 
@@ -46,10 +49,30 @@ const T* gather(const T& mine) {
   return static_cast<const T*>(exchange(&mine, sizeof(T)));
 }
 
-// Asynchronous copies of the running thread: begun, closed into a group, and carried out when they are waited for.
-void copy_later(void* to, const void* from, std::size_t bytes);
-void commit_copies();
-void wait_for_copies(std::size_t groups_left);
+// What a thread has begun and happens later: closed into groups, and carried out when their group is waited for.
+class Deferred {
+ public:
+  void later(std::function<void()> happens) { open_.push_back(std::move(happens)); }
+  void commit() { groups_.push_back(std::exchange(open_, {})); }
+  void wait(std::size_t groups_left) {
+    for (; groups_.size() > groups_left; groups_.pop_front())
+      for (const auto& happens : groups_.front()) happens();
+  }
+
+ private:
+  std::vector<std::function<void()>> open_;  // of no group yet
+  std::deque<std::vector<std::function<void()>>> groups_;
+};
+
+// Of the running thread: its asynchronous copies, and its asynchronous products.
+Deferred& copies();
+Deferred& products();
+
+// Happens at a random time, before the block ends.
+void sometime(std::function<void()> happens);
+
+// Waits until `holds`, which what happens sometime may bring about.
+void wait_until(std::function<bool()> holds);
 
 // Runs `thread` for every thread of a grid: a few blocks beside one another, in random order.
 Status run(const std::string& what, dim3 grid, unsigned threads, std::size_t shared_bytes,
@@ -63,6 +86,8 @@ Status run(const std::string& what, dim3 grid, unsigned threads, std::size_t sha
 #define gridDim (tde::simt::here().blocks)
 #undef __launch_bounds__
 #define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__
 
 using std::max;
 using std::min;

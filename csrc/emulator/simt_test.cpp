@@ -48,10 +48,10 @@ void too_far() { dynamic_shared<float>()[threadIdx.x + 1] = 1; }
 
 void copy(const float* from, float* early, float* late) {
   float* shared = dynamic_shared<float>();
-  simt::copy_later(shared + threadIdx.x, from + threadIdx.x, sizeof(float));
-  simt::commit_copies();
+  simt::copies().later([=, mine = threadIdx.x] { shared[mine] = from[mine]; });
+  simt::copies().commit();
   early[threadIdx.x] = shared[threadIdx.x];
-  simt::wait_for_copies(0);
+  simt::copies().wait(0);
   late[threadIdx.x] = shared[threadIdx.x];
 }
 

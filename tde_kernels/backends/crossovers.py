@@ -1,8 +1,8 @@
 """Which way of computing serves which size on a GPU: numbers as data, and the device they were measured on.
 
 A size is the multiplications of the product, ``B * C * D``. ``TDE_CUDA_PLAN`` overrides how the CUDA backend computes
-logits, where that can: ``small`` (one launch each way), ``tiled`` (one pass on tensor cores), ``product`` (cuBLAS
-between passes over its operands).
+logits, where that can: ``small`` (one launch each way), ``tiled`` (one pass on tensor cores), ``hopper`` (the same with
+that architecture's own instructions), ``product`` (cuBLAS between passes over its operands).
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ LOGITS: dict[str, tuple[Crossover, ...]] = {
     "exact": (Crossover(None, "product"),),
     "tensor cores": (Crossover(2**32, "tiled"), Crossover(None, "product")),
 }
-PLANS = ("table", "small", "tiled", "product")
+# The instructions of the one pass, where both can serve: a warpgroup's tile is twice as wide, for fewer blocks
+TILED = (Crossover(2**26, "tiled"), Crossover(None, "hopper"))
+PLANS = ("table", "small", "tiled", "hopper", "product")
 plan = os.environ.get("TDE_CUDA_PLAN", "table")
 if plan not in PLANS:
     raise ValueError(f"TDE_CUDA_PLAN must be one of {', '.join(PLANS)}, got {plan!r}")
@@ -80,4 +82,5 @@ def report() -> list[str]:
         for op, tables in FIRST.items()
         for column, table in tables.items()
     ]
-    return lines + [line("cuda logits that are not small", column, table) for column, table in LOGITS.items()]
+    lines += [line("cuda logits that are not small", column, table) for column, table in LOGITS.items()]
+    return [*lines, line("cuda logits that are tiled", "on Hopper", TILED)]

@@ -37,7 +37,8 @@ Status small_logits_backward(const Operand& own, const Operand& other, const Mat
                              void* stream);
 
 // Any problem whose heads start on sixteen bytes, on tensor cores: float32 is multiplied as tf32. `out` has the
-// operands' dtype or is float32. A direction without alpha is only projected on.
+// operands' dtype or is float32. A direction without alpha is only projected on. `hopper` asks for that architecture's
+// own instructions, which multiply bfloat16 and float16 only; see probe_hopper.
 struct LogitsByproducts {
   float* x_norms = nullptr;        // [B, K]; null members are not wanted
   float* w_norms = nullptr;        // [C, K]
@@ -45,9 +46,10 @@ struct LogitsByproducts {
   float* w_projections = nullptr;  // [C, K]
 };
 
-Scratch tiled_logits_scratch(int64_t rows, int64_t classes, int64_t dim);
+Scratch tiled_logits_scratch(int64_t rows, int64_t classes, int64_t dim, bool hopper);
 Status tiled_logits(const Operand& features, const Operand& weights, const LogitsByproducts& by,
-                    const EmaUpdate& update, const Matrix& out, float* floats, unsigned* counters, void* stream);
+                    const EmaUpdate& update, const Matrix& out, bool hopper, float* floats, unsigned* counters,
+                    void* stream);
 
 }  // namespace cuda
 }  // namespace tde

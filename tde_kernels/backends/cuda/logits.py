@@ -24,7 +24,7 @@ def _plan(p: Grouped, dtype: torch.dtype) -> str:
     wanted = crossovers.plan
     if wanted == "table":
         wanted = crossovers.choose(crossovers.LOGITS[crossovers.arithmetic(p.x.dtype)], size)
-    return "tiled" if wanted == "tiled" and tiled.can_serve(p, dtype) else "product"
+    return "tiled" if wanted in ("tiled", "hopper") and tiled.can_serve(p, dtype) else "product"
 
 
 def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,6 +26,21 @@ def can_serve(p: Grouped, dtype: torch.dtype) -> bool:
     sized = batch > 0 and dim > 0 and 0 < classes <= _MOST_CLASSES
     alike = p.x.dtype == p.w.dtype and dtype in (p.x.dtype, torch.float32)
     return whole and sized and alike and crossovers.arithmetic(p.x.dtype) == "tensor cores"
+
+
+@cache
+def hopper_refusal(device: torch.device) -> str | None:
+    """Why the device cannot run the kernels that use Hopper's own instructions, or None."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return core.compiled().cuda_probe_hopper() or None
+
+
+def _on_hopper(p: Grouped) -> bool:
+    """Whether Hopper's own instructions serve the problem: they would cut float32 off to tf32, not round it."""
+    wanted = crossovers.plan
+    if wanted not in ("tiled", "hopper"):
+        wanted = crossovers.choose(crossovers.TILED, p.x.shape[0] * p.x.shape[1] * p.w.shape[0])
+    return wanted == "hopper" and p.x.dtype != torch.float32 and hopper_refusal(p.x.device) is None
 
 
 def saves(p: Grouped) -> list[Saved]:
@@ -51,11 +68,11 @@ def _run(
     along: tuple[Tensor | None, Tensor | None] = (None, None),
     update: object = None,
 ) -> Tensor:
-    compiled = core.compiled()
+    compiled, hopper = core.compiled(), _on_hopper(p)
     x, w = _aligned(p.x), _aligned(p.w)
     direction = None if features.direction is None else _aligned(features.direction[None])[0]
     z = x.new_empty((x.shape[0], w.shape[0]), dtype=out_dtype)
-    floats, counters = scratch(x, compiled.cuda_tiled_logits_scratch(x.shape[0], w.shape[0], x.shape[1]))
+    floats, counters = scratch(x, compiled.cuda_tiled_logits_scratch(x.shape[0], w.shape[0], x.shape[1], hopper))
     with stream_of(x) as stream:
         compiled.cuda_tiled_logits(
             compiled.Operand(core.matrix(x), core.row_transform(replace(features, direction=direction))),
@@ -63,6 +80,7 @@ def _run(
             compiled.LogitsByproducts(*map(core.address, (*norms, *along))),
             compiled.EmaUpdate() if update is None else update,
             core.matrix(z),
+            hopper,
             floats.data_ptr(),
             counters.data_ptr(),
             stream,
