@@ -88,8 +88,9 @@ void bind_cuda(py::module_& m) {
            "w_projections"_a = 0);
 
   m.def("cuda_probe", [] { return tde::cuda::probe().error; }, "Why the current device cannot run the kernels, or ''.");
-  m.def("cuda_probe_hopper", [] { return tde::cuda::probe_hopper().error; },
-        "Why the current device cannot run Hopper's kernels, or ''.");
+  m.def(
+      "cuda_probe_hopper", [] { return tde::cuda::probe_hopper().error; },
+      "Why the current device cannot run Hopper's kernels, or ''.");
   m.def("cuda_update_ema_scratch", &tde::cuda::update_ema_scratch, "x"_a);
   m.def("cuda_update_ema", &update_ema, no_gil, "x"_a, "update"_a, "floats"_a, "counters"_a, "stream"_a);
   m.def("cuda_fold_ema", &fold_ema, no_gil, "ema"_a, "num_updates"_a, "feature_sum"_a, "dim"_a, "momentum"_a,
@@ -109,6 +110,6 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_small_logits_backward", &small_logits_backward, no_gil, "own"_a, "other"_a, "grad"_a, "grad_col_stride"_a,
         "grad_own"_a, "grad_divisor"_a, "floats"_a, "counters"_a, "stream"_a);
   m.def("cuda_tiled_logits_scratch", &tde::cuda::tiled_logits_scratch, "rows"_a, "classes"_a, "dim"_a, "hopper"_a);
-  m.def("cuda_tiled_logits", &tiled_logits, no_gil, "features"_a, "weights"_a, "by"_a, "update"_a, "out"_a, "hopper"_a, "floats"_a,
-        "counters"_a, "stream"_a);
+  m.def("cuda_tiled_logits", &tiled_logits, no_gil, "features"_a, "weights"_a, "by"_a, "update"_a, "out"_a, "hopper"_a,
+        "floats"_a, "counters"_a, "stream"_a);
 }

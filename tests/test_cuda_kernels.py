@@ -19,6 +19,7 @@ from tde_kernels import functional as F
 from tde_kernels import reference
 from tde_kernels.backends import core, crossovers
 from tde_kernels.backends.cuda import small
+from tde_kernels.backends.cuda import tiled as tiled_backend
 from tde_kernels.backends.grouped import Grouped
 from tde_kernels.normalizers import Classifier, resolve
 
@@ -38,7 +39,7 @@ def cuda(request: pytest.FixtureRequest) -> Fused:
     return pair
 
 
-@pytest.fixture(params=["small", "tiled", "product"])
+@pytest.fixture(params=["small", "tiled", "hopper", "product"])
 def plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The way of computing logits that is held to."""
     monkeypatch.setattr(crossovers, "plan", request.param)
@@ -46,9 +47,12 @@ def plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return chosen
 
 
-@pytest.fixture
-def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossovers, "plan", "tiled")
+@pytest.fixture(params=["tiled", "hopper"])
+def tiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, cuda: Fused) -> None:
+    """One pass on tensor cores, by each of the instructions that the device has."""
+    if request.param == "hopper" and (reason := tiled_backend.hopper_refusal(torch.device(cuda[1]))) is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(crossovers, "plan", request.param)
 
 
 @pytest.fixture
@@ -88,8 +92,9 @@ def test_tiles_of_many_rows(tiled: None, cuda: Fused) -> None:
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("tde", [False, True], ids=["eq7", "eq8"])
-def test_tf32(normalizer: str, tde: bool, tiled: None, tf32: None, cuda: Fused) -> None:
+def test_tf32(normalizer: str, tde: bool, tf32: None, cuda: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice what operands rounded to tf32 lose, normalised or not: that is where the rounding may be."""
+    monkeypatch.setattr(crossovers, "plan", "tiled")
     p = problem(70, 72, 65, 2, normalizer, tde=tde)
     want = reference_logits(p.cast(torch.float64))
     rounded = replace(p.cast(torch.float64), x=in_tf32(p.x), w=in_tf32(p.w))
@@ -171,7 +176,13 @@ def test_errors_name_the_kernel_and_the_shape(cuda: Fused) -> None:
         compiled.cuda_small_logits(operand, operand, compiled.EmaUpdate(), core.matrix(out), 0, 0, 0)
     with pytest.raises(RuntimeError, match="cuda::tiled_logits: out has the shape"):
         compiled.cuda_tiled_logits(
-            operand, operand, compiled.LogitsByproducts(), compiled.EmaUpdate(), core.matrix(out), 0, 0, 0
+            operand, operand, compiled.LogitsByproducts(), compiled.EmaUpdate(), core.matrix(out), False, 0, 0, 0
+        )
+    square = core.matrix(torch.zeros(4, 4, device=cuda[1]))
+    whole = compiled.Operand(square, compiled.RowTransform(1, 0.0, 1.0, 1.0))
+    with pytest.raises(RuntimeError, match="cuda::tiled_logits: wgmma would cut float32 off to tf32"):
+        compiled.cuda_tiled_logits(
+            whole, whole, compiled.LogitsByproducts(), compiled.EmaUpdate(), square, True, 0, 0, 0
         )
     with pytest.raises(RuntimeError, match=r"cuda::normalize_rows: a and out differ in shape: \[4, 12\] and \[4, 5\]"):
         compiled.cuda_normalize_rows(core.matrix(x), compiled.RowTransform(2, 0.0, 1.0, 1.0), core.matrix(out), 0, 0, 0)

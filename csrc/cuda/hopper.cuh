@@ -124,15 +124,16 @@ __device__ __forceinline__ void fetch_box(unsigned char* to, const TensorMap& ma
   });
 #else
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
-          shared_address(to)),
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
+          "r"(shared_address(to)),
       "l"(&map), "r"(col), "r"(head), "r"(row), "r"(shared_address(&full))
       : "memory");
 #endif
 }
 
-// How wgmma finds an operand: rows of 128 bytes, permuted as chunk_at has it, in groups of eight that follow each other.
-// Bits 0-13: the address, 16-29: not read in this layout, 32-45: from group to group, all by sixteen; 62-63: the layout.
+// How wgmma finds an operand: rows of 128 bytes, permuted as chunk_at has it, in groups of eight that follow each
+// other. Bits 0-13: the address, 16-29: not read in this layout, 32-45: from group to group, all by sixteen; 62-63: the
+// layout.
 __device__ __forceinline__ uint64_t describe_tile(const unsigned char* tile) {
 #ifdef TDE_EMULATED
   const auto address = static_cast<unsigned>(tile - simt::shared_memory());
@@ -177,19 +178,19 @@ __device__ __forceinline__ void multiply_later(WarpgroupProduct& d, uint64_t a, 
       }
   });
 #else
-#define TDE_WGMMA(TYPE)                                                                                \
-  asm volatile(                                                                                        \
-      "{\n"                                                                                            \
-      ".reg .pred adds;\n"                                                                             \
-      "setp.ne.b32 adds, %66, 0;\n"                                                                    \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                                     \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "               \
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "               \
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "              \
-      "%64, %65, adds, 1, 1, 0, 0;\n"                                                                  \
-      "}"                                                                                              \
-      : TDE_ALL                                                                                        \
+#define TDE_WGMMA(TYPE)                                                                   \
+  asm volatile(                                                                           \
+      "{\n"                                                                               \
+      ".reg .pred adds;\n"                                                                \
+      "setp.ne.b32 adds, %66, 0;\n"                                                       \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TYPE "." TYPE                        \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "  \
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, " \
+      "%64, %65, adds, 1, 1, 0, 0;\n"                                                     \
+      "}"                                                                                 \
+      : TDE_ALL                                                                           \
       : "l"(a), "l"(b), "r"(static_cast<int>(adds)))
   if constexpr (std::is_same_v<T, __half>)
     TDE_WGMMA("f16");

@@ -107,24 +107,22 @@ __global__ void __launch_bounds__(kThreads<kRows>, 1)
       for (int i = 0; i < 4; ++i)
         use(total[n][i], product[n][i], first_of_warp + i / 2 * 8, n * 8 + static_cast<int>(lane()) % 4 * 2 + i % 2);
   };
-  Place now;
-  for (int step = 0; step < sums.steps; ++step) {
-    shared.full[step % kStages].wait(step / kStages % 2);
-    unsigned char* x_tile = shared.tiles[step % kStages];
-    unsigned char* w_tile = x_tile + kRows * kTileRowBytes;
-    const uint64_t x = describe_tile(x_tile + threadIdx.x / kWarpgroup * 64 * kTileRowBytes), w = describe_tile(w_tile);
-    open_product_group();
+  for (int head = 0, step = 0; head < sums.heads; ++head) {
+    for (int start = 0; start < sums.width; start += kTileCols<T>, ++step) {
+      shared.full[step % kStages].wait(step / kStages % 2);
+      unsigned char* x_tile = shared.tiles[step % kStages];
+      unsigned char* w_tile = x_tile + kRows * kTileRowBytes;
+      const uint64_t x = describe_tile(x_tile + threadIdx.x / kWarpgroup * 64 * kTileRowBytes);
+      const uint64_t w = describe_tile(w_tile);
+      open_product_group();
 #pragma unroll
-    for (int k = 0; k < kTileRowBytes / 32; ++k)
-      multiply_later<T>(product, x + k * 2, w + k * 2, now.start > 0 || k > 0);
-    close_product_group();
-    sums.add(x_tile, w_tile, step, now);
-    wait_for_all_products_but_one();
-    __syncthreads();  // nobody reads the tiles of the step before any more
-    fetch(step + kStages - 1);
-    const int head = now.head;
-    now.advance(sums.width, kTileCols<T>);
-    if (now.head == head) continue;
+      for (int k = 0; k < kTileRowBytes / 32; ++k) multiply_later<T>(product, x + k * 2, w + k * 2, start > 0 || k > 0);
+      close_product_group();
+      sums.add(x_tile, w_tile, step, head, start);
+      wait_for_all_products_but_one();
+      __syncthreads();  // nobody reads the tiles of the step before any more
+      fetch(step + kStages - 1);
+    }
     wait_for_products(product);
     sums.finish_head(head);
     for_each([&](float& logit, float of_head, int row, int c) { logit += sums.scaled(of_head, row, c); });

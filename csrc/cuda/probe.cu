@@ -25,9 +25,9 @@ Status probe_hopper() {
   return {};
 #elif defined(TDE_HAS_SM90A)
   int device = 0, major = 0, minor = 0;
-  for (const cudaError_t error : {cudaGetDevice(&device),
-                                  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                                  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device)})
+  for (const cudaError_t error :
+       {cudaGetDevice(&device), cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device)})
     if (Status status = status_of("cuda::probe_hopper", error); !status.ok()) return status;
   if (major == 9 && minor == 0) return {};
   return {"it is of compute capability " + std::to_string(major) + "." + std::to_string(minor) + ", not 9.0"};

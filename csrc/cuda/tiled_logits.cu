@@ -1,8 +1,7 @@
 // Grouped logits in one pass on tensor cores. Norms and projections are accumulated from the very tiles that are
 // multiplied, head by head; each head's product is scaled in float32 before it is added to the sum over heads.
-#include "cuda/tiled_logits.cuh"
-
 #include "check.h"
+#include "cuda/tiled_logits.cuh"
 
 namespace tde::cuda {
 namespace {
@@ -58,18 +57,16 @@ __global__ void __launch_bounds__(kThreads<kRows>, 1) tiled(TiledProblem problem
           use(total[m][n][i], product[m][n][i], warp_row + m * 16 + i / 2 * 8 + static_cast<int>(lane()) / 4,
               warp_col + n * 8 + static_cast<int>(lane()) % 4 * 2 + i % 2);
   };
-  Place now;
-  for (int step = 0; step < sums.steps; ++step) {
-    wait_for_copy_groups<kStages - 2>();
-    __syncthreads();
-    fetch(step + kStages - 1);
-    unsigned char* x_tile = tiles + step % kStages * kTileBytes;
-    unsigned char* w_tile = x_tile + kRows * kTileRowBytes;
-    multiply_tiles<T>(product, x_tile, warp_row, w_tile, warp_col);
-    sums.add(x_tile, w_tile, step, now);
-    const int head = now.head;
-    now.advance(sums.width, kTileCols<T>);
-    if (now.head == head) continue;
+  for (int head = 0, step = 0; head < sums.heads; ++head) {
+    for (int start = 0; start < sums.width; start += kTileCols<T>, ++step) {
+      wait_for_copy_groups<kStages - 2>();
+      __syncthreads();
+      fetch(step + kStages - 1);
+      unsigned char* x_tile = tiles + step % kStages * kTileBytes;
+      unsigned char* w_tile = x_tile + kRows * kTileRowBytes;
+      multiply_tiles<T>(product, x_tile, warp_row, w_tile, warp_col);
+      sums.add(x_tile, w_tile, step, head, start);
+    }
     sums.finish_head(head);
     for_each([&](float& logit, float& of_head, int row, int c) {
       logit += sums.scaled(of_head, row, c);
@@ -85,8 +82,7 @@ Status run(const TiledProblem& problem, const std::string& shapes, void* stream)
   const int64_t rows = problem.features.a.rows, classes = problem.weights.a.rows;
   const Launch with{dim3(static_cast<unsigned>(ceil_div(rows, int64_t{kRows})),
                          static_cast<unsigned>(ceil_div(classes, int64_t{kClasses}))),
-                    kThreads<kRows>,
-                    kStages * (kRows + kClasses) * kTileRowBytes + sizeof(SideOfTile<T, kRows>)};
+                    kThreads<kRows>, kStages * (kRows + kClasses) * kTileRowBytes + sizeof(SideOfTile<T, kRows>)};
   const auto kernel = problem.features.transform.direction ? tiled<T, Out, kRows, true> : tiled<T, Out, kRows, false>;
   return launch("tiled_logits", shapes, kernel, with, stream, problem);
 }
@@ -122,7 +118,7 @@ Status tiled_logits(const Operand& features, const Operand& weights, const Logit
   if (!check.status().ok() || x.rows == 0 || w.rows == 0) return check.status();
   const int64_t tile_rows = rows_of_tile(x.rows, w.rows, tile_classes(hopper));
   const int64_t row_blocks = update.asked() ? ceil_div(x.rows, tile_rows) : 0;
-  const TiledProblem problem{features, weights,        by, update, Partials::in(floats, counters, row_blocks, x.cols),
+  const TiledProblem problem{features, weights,       by, update, Partials::in(floats, counters, row_blocks, x.cols),
                              out.data, out.row_stride};
   if (hopper) return hopper_logits(problem, out.dtype, shapes, stream);
   return with_type(x.dtype, [&](auto type) {

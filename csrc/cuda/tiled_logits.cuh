@@ -45,7 +45,7 @@ template <typename T, int kRows, int kThreads, bool kDirected>
 class RowSums {
  public:
   __device__ __forceinline__ void add(unsigned char* tile, const float* direction, int inside) {
-#pragma unroll
+#pragma unroll 4  // all eight at once would take registers that the product needs
     for (int i = 0; i < kChunks / kParts; ++i) {
       const int chunk = part() * (kChunks / kParts) + i;
       float values[kChunkCols<T>];
@@ -131,8 +131,7 @@ template <typename T, int kRows, int kClasses, int kThreads, bool kDirected>
 class TileSums {
  public:
   // Threads are to meet at a barrier before the first tile is added.
-  __device__ __forceinline__ TileSums(const TiledProblem& problem,
-                                      Side<T, kRows, kClasses, kThreads>& side)
+  __device__ __forceinline__ TileSums(const TiledProblem& problem, Side<T, kRows, kClasses, kThreads>& side)
       : problem_(problem),
         side_(side),
         heads(static_cast<int>(problem.features.transform.heads)),
@@ -146,13 +145,12 @@ class TileSums {
     share_end_ = problem.partials.row_blocks > 0 ? min(share_begin_ + share, steps) : share_begin_;
     const EmaUpdate& update = problem.update;
     for (int row = threadIdx.x; row < kRows; row += kThreads)
-      side.taken[row] =
-          first_row + row < problem.features.a.rows && (!update.mask || update.mask[first_row + row]);
+      side.taken[row] = first_row + row < problem.features.a.rows && (!update.mask || update.mask[first_row + row]);
   }
 
-  // Takes in the tiles of both operands at `now`.
-  __device__ __forceinline__ void add(unsigned char* x_tile, unsigned char* w_tile, int step, const Place& now) {
-    const int col = now.head * width + now.start, inside = width - now.start;
+  // Takes in the tiles of both operands that begin at column `start` of the head.
+  __device__ __forceinline__ void add(unsigned char* x_tile, unsigned char* w_tile, int step, int head, int start) {
+    const int col = head * width + start, inside = width - start;
     const float* direction = kDirected ? problem_.features.transform.direction + col : nullptr;
     x_sums_.add(x_tile, direction, inside);
     w_sums_.add(w_tile, direction, inside);
@@ -200,8 +198,7 @@ class TileSums {
       for (int row = 0; row < kRows; ++row) count += side_.taken[row];
       partials.counts[blockIdx.y * partials.row_blocks + blockIdx.x] = static_cast<float>(count);
     }
-    arrive_and_fold(problem_.update, partials, blockIdx.y,
-                    Place::column_of(share_begin_, heads, width, kTileCols<T>),
+    arrive_and_fold(problem_.update, partials, blockIdx.y, Place::column_of(share_begin_, heads, width, kTileCols<T>),
                     Place::column_of(share_end_, heads, width, kTileCols<T>), &side_.flag);
   }
 
