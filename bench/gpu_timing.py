@@ -24,7 +24,11 @@ from tde_kernels.backends import crossovers
 HEADS, TAU, GAMMA, ALPHA = 2, 16.0, 1 / 32, 1.5
 FAMILY: dict[str, Any] = {"num_heads": HEADS, "tau": TAU, "gamma": GAMMA}
 # The backend, and how the CUDA backend is told to compute
-VARIANTS = (("reference", "table"), ("triton", "table"), ("cuda", "small"), ("cuda", "tiled"), ("cuda", "product"))
+VARIANTS = (
+    ("reference", "table"),
+    ("triton", "table"),
+    *(("cuda", plan) for plan in ("small", "tiled", "hopper", "product")),
+)
 WORKS = ("forward", "inference", "step")
 DTYPES = (torch.bfloat16, torch.float32)
 Run = Callable[[], Tensor]

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_no_kernel_spills() -> None:
     text = cuobjdump("--dump-resource-usage")
     usage = re.findall(r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     kernels = {name for name, *_ in usage}
-    for wanted in ("sum_and_fold", "fold", "normalize", "project", "exempt", "forward", "gradient", "tiled"):
+    for wanted in ("sum_and_fold", "fold", "normalize", "project", "exempt", "forward", "gradient", "tiled", "hopper"):
         assert any(wanted in name for name in kernels), f"no kernel {wanted} among {sorted(kernels)}"
     codes = len([a for a in architectures() if not a.endswith("-virtual")])
     assert len(usage) == codes * len(kernels)  # each kernel on each architecture
@@ -57,17 +58,33 @@ def test_no_kernel_spills() -> None:
     assert not spilt
 
 
+def instructions(architecture: str) -> dict[str, Counter[str]]:
+    """How often each kernel has each instruction that these tests ask for."""
+    found: dict[str, Counter[str]] = {}
+    for line in cuobjdump("-sass", "-arch", f"sm_{architecture}").splitlines():
+        if "Function :" in line:
+            found[(name := line.split()[-1])] = Counter()
+        elif match := re.search(r"\b(HMMA|LDGSTS|LDSM|STL|LDL|HGMMA|UTMALDG|WARPGROUP\.DEPBAR)\b", line):
+            found[name][match[1]] += 1
+    assert not [name for name, used in found.items() if used.keys() & {"STL", "LDL"}]  # local memory
+    return found
+
+
 def test_tiled_logits_use_tensor_cores_and_asynchronous_copies() -> None:
     """In every one of its variants, on the oldest architecture built for."""
     oldest = min((a.removesuffix("-real") for a in architectures()), key=lambda a: int(re.findall(r"\d+", a)[0]))
-    found: dict[str, set[str]] = {}
-    for line in cuobjdump("-sass", "-arch", f"sm_{oldest}").splitlines():
-        if "Function :" in line:
-            found[(name := line.split()[-1])] = set()
-        elif match := re.search(r"\b(HMMA|LDGSTS|LDSM|STL|LDL)\b", line):
-            found[name].add(match[1])
-    tiled = {name: used for name, used in found.items() if "tiled" in name}
+    tiled = {name: used for name, used in instructions(oldest).items() if "tiled" in name}
     assert len(tiled) == 20  # five pairs of dtypes, two sizes of tile, with and without a direction
     for name, used in tiled.items():
-        assert used == {"HMMA", "LDGSTS", "LDSM"}, name
-    assert not [name for name, used in found.items() if used & {"STL", "LDL"}]  # local memory
+        assert used.keys() == {"HMMA", "LDGSTS", "LDSM"}, name
+
+
+@pytest.mark.skipif("90a-real" not in BUILT.cuda, reason="not built for Hopper")
+def test_hopper_multiplies_by_warpgroups_and_lets_the_copy_engine_fetch() -> None:
+    """And waits for products where the source says so, twice: the compiler adds waits where it sees registers at risk."""
+    hopper = {name: used for name, used in instructions("90a").items() if "hopper" in name}
+    assert len(hopper) == 16  # four pairs of dtypes, two sizes of tile, with and without a direction
+    for name, used in hopper.items():
+        assert used.keys() == {"HGMMA", "UTMALDG", "WARPGROUP.DEPBAR"}, name
+        assert used["HGMMA"] == 4, name
+        assert used["WARPGROUP.DEPBAR"] == 2, name

@@ -55,6 +55,24 @@ void copy(const float* from, float* early, float* late) {
   late[threadIdx.x] = shared[threadIdx.x];
 }
 
+// A word that arrives sometime, whether or not it is waited for.
+void delivery(float* early, float* late) {
+  float* shared = dynamic_shared<float>();
+  if (threadIdx.x == 0) simt::sometime([shared] { *shared = 7; });
+  __syncthreads();
+  early[threadIdx.x] = *shared;
+  simt::wait_until([shared] { return *shared == 7; });
+  late[threadIdx.x] = *shared;
+}
+
+void nobody_delivers() {
+  simt::wait_until([] { return false; });
+}
+
+void left_behind() {
+  if (threadIdx.x == 0) simt::sometime([] {});
+}
+
 bool all_written(const std::vector<float>& out) {
   for (size_t i = 0; i < out.size(); ++i)
     if (out[i] != static_cast<float>((i + kWarp) % kThreads)) return false;
@@ -73,6 +91,9 @@ void test() {
   std::vector<float> from(kThreads, 7), early(kThreads), late(kThreads);
   expect(run(copy, kBytes, from.data(), early.data(), late.data()).ok() && late == from, "a copy did not arrive");
   expect(std::isnan(early[0]), "a copy arrived before it was waited for");
+  expect(run(delivery, kBytes, early.data(), late.data()).ok() && late == from, "what happens sometime did not happen");
+  expect(!run(nobody_delivers, 0).ok(), "threads that wait for nothing went on");
+  expect(run(left_behind, 0).error.find("ended before") != std::string::npos, "a block left something under way");
 }
 
 }  // namespace
