@@ -81,7 +81,7 @@ def test_tiled_logits_use_tensor_cores_and_asynchronous_copies() -> None:
 
 @pytest.mark.skipif("90a-real" not in BUILT.cuda, reason="not built for Hopper")
 def test_hopper_multiplies_by_warpgroups_and_lets_the_copy_engine_fetch() -> None:
-    """And waits for products where the source says so, twice: the compiler adds waits where it sees registers at risk."""
+    """And waits for products twice, as the source does: the compiler adds waits where it sees registers at risk."""
     hopper = {name: used for name, used in instructions("90a").items() if "hopper" in name}
     assert len(hopper) == 16  # four pairs of dtypes, two sizes of tile, with and without a direction
     for name, used in hopper.items():

@@ -87,7 +87,7 @@ def test_tiles(size: tuple[int, ...], tde: bool, dtype: torch.dtype, tiled: None
 
 def test_tiles_of_many_rows(tiled: None, cuda: Fused) -> None:
     """So many tiles that they are of the larger kind."""
-    check(problem(140, 16, 64 * 64, 2, tde=True, dtype=torch.bfloat16), cuda, torch.bfloat16)
+    check(problem(140, 16, 64 * 128, 2, tde=True, dtype=torch.bfloat16), cuda, torch.bfloat16)
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
