@@ -3,6 +3,7 @@
 
 #include "tde/background_exempt.h"
 #include "tde/build_info.h"
+#include "tde/cross_entropy.h"
 #include "tde/ema.h"
 #include "tde/rows.h"
 
@@ -37,6 +38,24 @@ void background_exempt(const tde::Matrix& logits, Address row_projections, Addre
                        Address alpha, int64_t background, bool log, const tde::Matrix& out, int threads) {
   raise_unless_ok(tde::background_exempt(logits, at<const float>(row_projections), at<const float>(class_projections),
                                          heads, at<const float>(alpha), background, log, out, threads));
+}
+
+tde::CrossEntropy loss_options(Address labels, Address scale, Address second_labels, Address second_scale,
+                               Address class_weight, Address bias, Address margin, int64_t ignored, float smoothing,
+                               float focal) {
+  return {{{at<const int64_t>(labels), at<const float>(scale)},
+           {at<const int64_t>(second_labels), at<const float>(second_scale)}},
+          at<const float>(class_weight),
+          at<const float>(bias),
+          at<const float>(margin),
+          ignored,
+          smoothing,
+          focal};
+}
+
+void cross_entropy(const tde::Matrix& logits, const tde::CrossEntropy& loss, Address losses, bool gradient,
+                   int threads) {
+  raise_unless_ok(tde::cross_entropy(logits, loss, at<float>(losses), gradient, threads));
 }
 
 tde::RowTransform row_transform(int64_t heads, float offset, float power, float scale, Address divisor,
@@ -81,6 +100,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("fold_ema", &fold_ema, no_gil, "ema"_a, "num_updates"_a, "feature_sum"_a, "dim"_a, "momentum"_a);
   m.def("background_exempt", &background_exempt, no_gil, "logits"_a, "row_projections"_a, "class_projections"_a,
         "heads"_a, "alpha"_a, "background"_a, "log"_a, "out"_a, "threads"_a);
+  py::class_<tde::CrossEntropy>(m, "CrossEntropy")
+      .def(py::init(&loss_options), "labels"_a, "scale"_a, "second_labels"_a, "second_scale"_a, "class_weight"_a,
+           "bias"_a, "margin"_a, "ignored"_a, "smoothing"_a, "focal"_a);
+  m.def("cross_entropy", &cross_entropy, no_gil, "logits"_a, "loss"_a, "losses"_a, "gradient"_a, "threads"_a);
 
 #ifdef TDE_HAS_CUDA
   bind_cuda(m);

@@ -19,12 +19,14 @@ Errors: ``ValueError`` and ``TypeError`` name the argument, what came and what w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tde_kernels import checks, distributed, ops, reference
-from tde_kernels.backends import select
+from tde_kernels.backends import refusal, select
+from tde_kernels.backends.grouped import Intake, Loss
 from tde_kernels.normalizers import Classifier
 
 
@@ -326,25 +328,157 @@ def grouped_cross_entropy(
 ) -> Tensor:
     """Softmax cross entropy of Eq. 7 or any member of Eq. 10; options as in :func:`reference.cross_entropy`.
 
-    The logits are fused, the loss over them is plain torch and stores them.
+    On the CPU the logits are never stored: they live for a chunk of rows at a time. Where ``class_weight``,
+    ``logit_bias``, ``margin`` or ``lam`` require a gradient, and on a GPU, torch's loss follows the fused logits.
 
     Returns:
         Loss in float32 (float64 for float64 features): 0-d, or ``[...]`` with ``reduction="none"``.
     """
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
-    return reference.cross_entropy(
-        _logits(x, w, classifier, asked=backend),
-        target,
-        class_weight=class_weight,
-        logit_bias=logit_bias,
-        margin=margin,
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-        target_b=target_b,
-        lam=lam,
-        focal_exponent=focal_exponent,
-        reduction=reduction,
+    options = _LossOptions(
+        class_weight, logit_bias, margin, label_smoothing, ignore_index, target_b, lam, focal_exponent, reduction
     )
+    return _cross_entropy(x, w, target, classifier, options, asked=backend)
+
+
+def grouped_cross_entropy_with_ema_(
+    x: Tensor,
+    w: Tensor,
+    target: Tensor,
+    ema: Tensor,
+    num_updates: Tensor | None = None,
+    *,
+    momentum: float,
+    mask: Tensor | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
+    num_heads: int,
+    tau: float,
+    gamma: float = 0.0,
+    normalizer: str = "deconfound",
+    exponent: float = 1.0,
+    class_scale: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    logit_bias: Tensor | None = None,
+    margin: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    target_b: Tensor | None = None,
+    lam: float | Tensor = 1.0,
+    focal_exponent: float = 0.0,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """:func:`grouped_cross_entropy`, and :func:`update_head_ema_` in the same pass over the features."""
+    classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
+    checks.ema(ema, x, momentum, mask)
+    checks.counter(num_updates, x, "num_updates")
+    options = _LossOptions(
+        class_weight, logit_bias, margin, label_smoothing, ignore_index, target_b, lam, focal_exponent, reduction
+    )
+    return _cross_entropy(
+        x,
+        w,
+        target,
+        classifier,
+        options,
+        ema=ema,
+        num_updates=num_updates,
+        momentum=momentum,
+        mask=mask,
+        group=group,
+        asked=backend,
+    )
+
+
+class _LossOptions(NamedTuple):
+    """Those of :func:`reference.cross_entropy`."""
+
+    class_weight: Tensor | None
+    logit_bias: Tensor | None
+    margin: Tensor | None
+    label_smoothing: float
+    ignore_index: int
+    target_b: Tensor | None
+    lam: float | Tensor
+    focal_exponent: float
+    reduction: str
+
+    def of(self, target: Tensor) -> Loss:
+        """The loss of flat rows: the reduction and the shares of mixup are what each row counts for."""
+        labels = target.reshape(-1).contiguous()
+        mixed = self.target_b is not None
+        other = None if self.target_b is None else self.target_b.reshape(-1).contiguous()
+        return Loss(
+            labels,
+            self._share(labels, self.lam if mixed else 1.0),
+            other,
+            None if other is None else self._share(other, 1 - self.lam),
+            self.class_weight,
+            self.logit_bias,
+            self.margin,
+            self.label_smoothing,
+            self.ignore_index,
+            self.focal_exponent,
+        )
+
+    def _share(self, labels: Tensor, part: float | Tensor) -> Tensor:
+        share = torch.ones(labels.shape, dtype=torch.float32, device=labels.device) * part
+        if self.reduction != "mean":
+            return share
+        taken = labels != self.ignore_index
+        if self.class_weight is None:
+            return share / taken.sum()
+        weight = self.class_weight.detach().float()[torch.where(taken, labels, 0)]
+        return share / torch.where(taken, weight, 0).sum()
+
+
+def _cross_entropy(
+    x: Tensor,
+    w: Tensor,
+    target: Tensor,
+    classifier: Classifier,
+    options: _LossOptions,
+    *,
+    ema: Tensor | None = None,
+    num_updates: Tensor | None = None,
+    momentum: float = 0.0,
+    mask: Tensor | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
+    asked: str | None,
+) -> Tensor:
+    """The loss, and the update of ``ema`` if there is one."""
+    checks.cross_entropy(x, w.shape[0], target, **options._asdict())  # before the average takes the batch in
+    dtype = _product_dtype(x)
+    backend = select("logits", x.device.type, dtype, asked, size=x.numel() * w.shape[0])
+    learnt = _wants_grad(options.class_weight, options.logit_bias, options.margin, options.lam)
+    if learnt or backend == "reference" or refusal(backend, "cross_entropy", x.device.type, dtype) is not None:
+        logits = _logits(
+            x,
+            w,
+            classifier,
+            ema=ema,
+            num_updates=num_updates,
+            momentum=momentum,
+            mask=mask,
+            group=group,
+            asked=asked,
+        )
+        return reference.cross_entropy(logits, target, **options._asdict())
+    across_ranks = ema is not None and distributed.active()
+    kept = (None, None) if across_ranks else (ema, num_updates)
+    loss, total = ops.cross_entropy(
+        x.reshape(-1, x.shape[-1]),
+        w,
+        classifier,
+        options.of(target),
+        total=options.reduction != "none",
+        intake=Intake(_flat_mask(mask), *kept, momentum, across_ranks),
+        dtype=dtype,
+        backend=backend,
+    )
+    if ema is not None and across_ranks:
+        _fold_ema_(ema, num_updates, total, momentum, group, asked)
+    return loss.reshape(target.shape) if options.reduction == "none" else loss
 
 
 @torch.no_grad()

@@ -173,9 +173,13 @@ class FusedTDEHead(nn.Module):
             return F.tde_logits(x, self.weight, self.head_direction, alpha=strength, **self._family)
         return self._exempt(x, strength)
 
+    def _takes_in(self) -> bool:
+        """Whether the batch goes into the moving average: in training, when it is seen for the first time."""
+        return self.training and not _inside_backward()
+
     def _total_logits(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Eq. 7; in training, a batch seen for the first time goes into the moving average."""
-        if not self.training or _inside_backward():
+        """Eq. 7, and the moving average."""
+        if not self._takes_in():
             return F.grouped_logits(x, self.weight, **self._family)
         return F.grouped_logits_with_ema_(
             x, self.weight, self.ema, self.num_updates, momentum=self.momentum, mask=mask, **self._family
@@ -207,8 +211,19 @@ class FusedTDEHead(nn.Module):
             Loss in float32.
         """
         checks.features(x, self.in_features)
-        checks.cross_entropy(x, self.num_classes, target, **options)  # before the average takes the batch in
-        return reference.cross_entropy(self._total_logits(x, mask), target, **options)
+        if not self._takes_in():
+            return F.grouped_cross_entropy(x, self.weight, target, **options, **self._family)
+        return F.grouped_cross_entropy_with_ema_(
+            x,
+            self.weight,
+            target,
+            self.ema,
+            self.num_updates,
+            momentum=self.momentum,
+            mask=mask,
+            **options,
+            **self._family,
+        )
 
     @torch.no_grad()
     def predict(self, x: Tensor, topk: int = 5, *, alpha: float | Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import FUSED
 from oracle import NORMALIZERS, problem
 from torch import Tensor
 
@@ -64,6 +65,27 @@ def test_logits(normalizer: str, dtype: torch.dtype, fused: Fused) -> None:
             )
 
 
+@pytest.mark.skipif(("cpu", "cpu") not in FUSED, reason="no compiled core")
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_loss_op(normalizer: str) -> None:
+    operands, keywords = arguments(normalizer, torch.float32, "cpu", "cpu")
+    x, w, scale, _ = operands
+    target, ones = torch.randint(w.shape[0], (x.shape[0],)), torch.ones(x.shape[0])
+    ema, count = torch.zeros(x.shape[1]), torch.tensor(0)
+    options = {"label_smoothing": 0.1, "ignore_index": -100, "focal_exponent": 0.0, "momentum": 0.9}
+    for vectors, intake, take_sum, wanted in (
+        ((None,) * 5, (None, None, None), False, (True, True, scale is not None)),
+        ((target, ones, *torch.rand(3, w.shape[0])), (x[:, 0] > 0, ema, count), True, (True, False, False)),
+    ):
+        wants = dict(zip(("wants_x", "wants_w", "wants_class_scale"), wanted, strict=True))
+        torch.library.opcheck(
+            torch.ops.tde.cross_entropy.default,
+            (x, w, scale, None, None, target, ones, *vectors, *intake),
+            {**keywords, **options, **wants, "take_sum": take_sum, "dtype": torch.float32},
+            test_utils=UTILS,
+        )
+
+
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_inference_ops(normalizer: str, fused: Fused) -> None:
     backend, device = fused
@@ -116,6 +138,7 @@ def test_every_op_is_tested_here() -> None:
     """A new op has to come with its opcheck."""
     assert set(backends.OPS) == {
         "logits",
+        "cross_entropy",
         "update_ema_",
         "feature_sum",
         "fold_ema_",

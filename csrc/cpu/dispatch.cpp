@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "tde/background_exempt.h"
+#include "tde/cross_entropy.h"
 
 namespace tde {
 namespace {
@@ -98,6 +99,15 @@ Status background_exempt(const Matrix& logits, const float* row_projections, con
   if (check.status().ok())
     choice().kernels->background_exempt(logits, row_projections, class_projections, heads, alpha, background, log, out,
                                         threads);
+  return check.status();
+}
+
+Status cross_entropy(const Matrix& logits, const CrossEntropy& loss, float* losses, bool gradient, int threads) {
+  Check check("cross_entropy");
+  check.cpu_matrix(logits, "logits").that(losses || logits.rows == 0, "there is nowhere to write the losses");
+  check.that(logits.cols > 0 || logits.rows == 0, "there are no classes");
+  for (const LossTerm& term : loss.terms) check.that(!term.labels || term.scale, "a term has no scale");
+  if (check.status().ok()) choice().kernels->cross_entropy(logits, loss, losses, gradient, threads);
   return check.status();
 }
 

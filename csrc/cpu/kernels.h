@@ -1,6 +1,7 @@
 // The CPU kernels as a table, one table per instruction set. Arguments are checked before a kernel is called.
 #pragma once
 
+#include "tde/cross_entropy.h"
 #include "tde/ema.h"
 #include "tde/rows.h"
 
@@ -16,6 +17,7 @@ struct Kernels {
   void (*background_exempt)(const Matrix& logits, const float* row_projections, const float* class_projections,
                             int64_t heads, const float* alpha, int64_t background, bool log, const Matrix& out,
                             int threads);
+  void (*cross_entropy)(const Matrix& logits, const CrossEntropy& loss, float* losses, bool gradient, int threads);
 };
 
 #define TDE_DECLARE_KERNELS(isa)                                                                                       \
@@ -26,6 +28,7 @@ struct Kernels {
   void feature_sum(const Matrix&, const bool*, float*, int);                                                           \
   void background_exempt(const Matrix&, const float*, const float*, int64_t, const float*, int64_t, bool,              \
                          const Matrix&, int);                                                                          \
+  void cross_entropy(const Matrix&, const CrossEntropy&, float*, bool, int);                                           \
   extern const Kernels kernels;                                                                                        \
   }
 

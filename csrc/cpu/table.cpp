@@ -3,6 +3,6 @@
 
 namespace tde::cpu::TDE_ISA {
 
-const Kernels kernels{normalize_rows, normalize_rows_backward, feature_sum, background_exempt};
+const Kernels kernels{normalize_rows, normalize_rows_backward, feature_sum, background_exempt, cross_entropy};
 
 }  // namespace tde::cpu::TDE_ISA

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from tde_kernels.backends import around_product, core
-from tde_kernels.backends.grouped import Grouped, Intake, Rows
+from tde_kernels.backends import around_product, chunked_loss, core
+from tde_kernels.backends.grouped import Grouped, Intake, Loss, Rows, Wants
 from tde_kernels.backends.product import product
 
 
@@ -26,7 +27,7 @@ def _floats(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
 
 
-class _Passes(around_product.Passes):
+class _Passes(chunked_loss.LossPasses):
     """The passes of the compiled core."""
 
     def normalize(
@@ -73,6 +74,21 @@ class _Passes(around_product.Passes):
 
     wide_product = product  # the CPU's libraries round to the operands' dtype
 
+    def cross_entropy(self, z: Tensor, loss: Loss, losses: Tensor, *, gradient: bool) -> None:
+        compiled = core.compiled()
+        vectors = map(core.address, (loss.class_weight, loss.logit_bias, loss.margin))
+        options = compiled.CrossEntropy(
+            loss.target.data_ptr(),
+            loss.share.data_ptr(),
+            core.address(loss.target_b),
+            core.address(loss.share_b),
+            *vectors,
+            loss.ignore_index,
+            loss.label_smoothing,
+            loss.focal_exponent,
+        )
+        compiled.cross_entropy(core.matrix(z), options, losses.data_ptr(), gradient, torch.get_num_threads())
+
 
 PASSES = _Passes()
 
@@ -81,17 +97,35 @@ saves = around_product.saves
 
 
 def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """See ``tde::logits``: the feature sum is taken in the pass over the features, where there is one."""
-    sums = _floats(p.x, p.x.shape[1] + 1) if intake.asked else None
-    if sums is not None and p.features.untouched(dtype):
-        _sum_rows(p.x, intake.mask, sums)
-    outputs = around_product.logits(PASSES, p, dtype, partial(PASSES.normalize, mask=intake.mask, sums=sums))
-    if intake.ema is not None and sums is not None:
-        fold_ema_(intake.ema, intake.num_updates, sums, momentum=intake.momentum)
-    return *outputs, sums if intake.take_sum and sums is not None else _floats(p.x, 0)
+    """See ``tde::logits``."""
+    sums, normalize = _begin_intake(p, intake, dtype)
+    outputs = around_product.logits(PASSES, p, dtype, normalize)
+    return *outputs, _finish_intake(p, intake, sums)
 
 
 logits_backward = partial(around_product.logits_backward, PASSES)
+
+
+def cross_entropy(p: Grouped, loss: Loss, intake: Intake, wants: Wants, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """See ``tde::cross_entropy``."""
+    sums, normalize = _begin_intake(p, intake, dtype)
+    outputs = chunked_loss.cross_entropy(PASSES, p, loss, wants, dtype, normalize)
+    return *outputs, _finish_intake(p, intake, sums)
+
+
+def _begin_intake(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor | None, Callable[..., Tensor]]:
+    """The feature sum, taken in the pass over the features where there is one: that pass fills it."""
+    sums = _floats(p.x, p.x.shape[1] + 1) if intake.asked else None
+    if sums is not None and p.features.untouched(dtype):
+        _sum_rows(p.x, intake.mask, sums)
+    return sums, partial(PASSES.normalize, mask=intake.mask, sums=sums)
+
+
+def _finish_intake(p: Grouped, intake: Intake, sums: Tensor | None) -> Tensor:
+    """Folds the sum into the EMA, and returns it where it is asked for."""
+    if intake.ema is not None and sums is not None:
+        fold_ema_(intake.ema, intake.num_updates, sums, momentum=intake.momentum)
+    return sums if intake.take_sum and sums is not None else _floats(p.x, 0)
 
 
 def _sum_rows(x: Tensor, mask: Tensor | None, out: Tensor) -> None:

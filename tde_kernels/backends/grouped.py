@@ -64,6 +64,24 @@ class Wants(NamedTuple):
     class_scale: bool
 
 
+class Loss(NamedTuple):
+    """What becomes of the logits in a cross entropy: ``sum_t share_t[b] CE(z_b, target_t[b])`` for every row.
+
+    Options are those of :func:`tde_kernels.reference.cross_entropy`; vectors are float32.
+    """
+
+    target: Tensor  # [B] int64
+    share: Tensor  # [B]: what the row counts for
+    target_b: Tensor | None = None
+    share_b: Tensor | None = None
+    class_weight: Tensor | None = None  # [C] each
+    logit_bias: Tensor | None = None
+    margin: Tensor | None = None
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
+    focal_exponent: float = 0.0
+
+
 class Grouped(NamedTuple):
     """The arguments that every op on grouped logits begins with, in the order of its schema."""
 

@@ -2,8 +2,18 @@
 
 from tde_kernels.ops.alpha_sweep import alpha_sweep
 from tde_kernels.ops.background_exempt import background_exempt
+from tde_kernels.ops.cross_entropy import cross_entropy
 from tde_kernels.ops.ema import feature_sum, fold_ema_, update_ema_
 from tde_kernels.ops.logits import logits
 from tde_kernels.ops.topk import topk
 
-__all__ = ["alpha_sweep", "background_exempt", "feature_sum", "fold_ema_", "logits", "topk", "update_ema_"]
+__all__ = [
+    "alpha_sweep",
+    "background_exempt",
+    "cross_entropy",
+    "feature_sum",
+    "fold_ema_",
+    "logits",
+    "topk",
+    "update_ema_",
+]

@@ -34,6 +34,8 @@ def _device_refusal(index: int) -> str | None:
 
 def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot serve ``op``, or None."""
+    if op == "cross_entropy":
+        return "its loss is torch's, over its logits"
     if _BUILD_REFUSAL is not None:
         return _BUILD_REFUSAL
     if device_type != _DEVICE:
