@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from oracle import NORMALIZERS, Problem, assert_within, error, naive_logits, problem, reference_logits
 from torch import Tensor
 
-from tde_kernels import FusedTDEHead, reference
+from tde_kernels import FusedTDEHead, backends, reference
 from tde_kernels import functional as F
 from tde_kernels.backends import chunked_loss
 
 Fused = tuple[str, str]
 RESULTS = ("loss", "gradient of x", "gradient of w", "gradient of class_scale")
+FUSED_LOSS = [pair for pair in FUSED if backends.refusal(pair[0], "cross_entropy", pair[1], torch.float32) is None]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 OPTIONS = (
@@ -94,6 +95,15 @@ def check(
         assert_within(got, theirs, right, name)
 
 
+@pytest.fixture(params=FUSED_LOSS or [("cpu", "none")], ids=lambda pair: "-".join(pair))
+def fused_loss(request: pytest.FixtureRequest) -> Fused:
+    """Name and device of a backend with a loss of its own; the others' is torch's, over logits that have their tests."""
+    if not FUSED_LOSS:
+        pytest.skip("no backend has a fused loss")
+    pair: Fused = request.param
+    return pair
+
+
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A few rows at a time, and a few classes."""
@@ -106,17 +116,19 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @REDUCTIONS
 @pytest.mark.parametrize("options", [(), OPTIONS], ids=["plain", "every option"])
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
-def test_oracle(normalizer: str, options: tuple[str, ...], reduction: str, dtype: torch.dtype, fused: Fused) -> None:
+def test_oracle(
+    normalizer: str, options: tuple[str, ...], reduction: str, dtype: torch.dtype, fused_loss: Fused
+) -> None:
     p = mild(normalizer, 40, 24, 33, 3, dtype=dtype)
-    check(p, fused, dtype, labels(40, 33), reduction, some_options(set(options), 40, 33))
+    check(p, fused_loss, dtype, labels(40, 33), reduction, some_options(set(options), 40, 33))
 
 
 @DTYPES
 @REDUCTIONS
 @pytest.mark.parametrize("normalizer", ["linear", "deconfound", "lws"])
-def test_chunks(normalizer: str, reduction: str, dtype: torch.dtype, small_chunks: None, fused: Fused) -> None:
+def test_chunks(normalizer: str, reduction: str, dtype: torch.dtype, small_chunks: None, fused_loss: Fused) -> None:
     p = mild(normalizer, 40, 24, 33, 3, dtype=dtype)
-    check(p, fused, dtype, labels(40, 33), reduction, some_options(set(OPTIONS), 40, 33))
+    check(p, fused_loss, dtype, labels(40, 33), reduction, some_options(set(OPTIONS), 40, 33))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -129,11 +141,11 @@ def test_chunks(normalizer: str, reduction: str, dtype: torch.dtype, small_chunk
     seed=st.integers(0, 2**16),
 )
 def test_any_combination(
-    batch: int, classes: int, normalizer: str, options: set[str], reduction: str, seed: int, fused: Fused
+    batch: int, classes: int, normalizer: str, options: set[str], reduction: str, seed: int, fused_loss: Fused
 ) -> None:
     torch.manual_seed(seed)
     p = mild(normalizer, batch, 48, classes, 3)
-    check(p, fused, torch.float32, labels(batch, classes), reduction, some_options(options, batch, classes))
+    check(p, fused_loss, torch.float32, labels(batch, classes), reduction, some_options(options, batch, classes))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -148,7 +160,7 @@ def test_used_twice_in_one_graph(reduction: str, fused: Fused) -> None:
 
     got = torch.autograd.grad(loss(p, backend), p.leaves(), retain_graph=True)
     want = torch.autograd.grad(loss(p, "reference"), p.leaves())
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
