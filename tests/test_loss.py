@@ -97,7 +97,7 @@ def check(
 
 @pytest.fixture(params=FUSED_LOSS or [("cpu", "none")], ids=lambda pair: "-".join(pair))
 def fused_loss(request: pytest.FixtureRequest) -> Fused:
-    """Name and device of a backend with a loss of its own; the others' is torch's, over logits that have their tests."""
+    """Name and device of a backend with a loss of its own; the others take torch's."""
     if not FUSED_LOSS:
         pytest.skip("no backend has a fused loss")
     pair: Fused = request.param

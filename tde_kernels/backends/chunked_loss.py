@@ -15,7 +15,7 @@ from torch import Tensor
 from tde_kernels.backends.around_product import Passes
 from tde_kernels.backends.grouped import Grouped, Loss, Rows, Wants
 
-WORKSPACE = 24 << 20  # bytes of logits
+WORKSPACE = 12 << 20  # bytes of logits
 _CLASSES_AT_ONCE = 1 << 13  # of a product: libraries copy their operands
 
 

@@ -34,14 +34,14 @@ def _device_refusal(index: int) -> str | None:
 
 def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot serve ``op``, or None."""
-    if op == "cross_entropy":
-        return "its loss is torch's, over its logits"
     if _BUILD_REFUSAL is not None:
         return _BUILD_REFUSAL
     if device_type != _DEVICE:
         return f"it serves tensors on a {_DEVICE.upper()} device, not on {device_type}"
     if dtype not in core.DTYPES:
         return f"it serves float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    if op == "cross_entropy":
+        return "its loss is torch's, over its logits"
     if _DEVICE == "cpu":
         return None
     if not torch.cuda.is_available():
