@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tde_kernels.backends import core
 from tde_kernels.backends.grouped import Grouped, Intake, Loss, Wants
-from tde_kernels.normalizers import Classifier, NormFactor
+from tde_kernels.normalizers import Classifier
 from tde_kernels.ops.library import define_grouped
 
 _VECTORS = Loss._fields[:7]  # of the loss; what follows are numbers
@@ -148,25 +148,11 @@ class _EachLoss(torch.autograd.Function):
     """The losses as they are; the gradients are computed for the upstream gradient of each."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        w: Tensor,
-        class_scale: Tensor | None,
-        direction: Tensor | None,
-        alpha: Tensor | None,
-        num_heads: int,
-        scale: float,
-        feature_factor: NormFactor,
-        weight_factor: NormFactor,
-        losses: Tensor,
-        dtype: torch.dtype,
-        backend: str,
-        *loss: Any,
-    ) -> Tensor:
-        ctx.save_for_backward(x, w, class_scale, direction, alpha, *loss[: len(_VECTORS)])
-        ctx.family = num_heads, scale, feature_factor, weight_factor
-        ctx.numbers, ctx.dtype, ctx.backend = loss[len(_VECTORS) :], dtype, backend
+    def forward(ctx: Any, losses: Tensor, dtype: torch.dtype, backend: str, *operands: Any) -> Tensor:
+        p, loss = Grouped(*operands[: len(Grouped._fields)]), Loss(*operands[len(Grouped._fields) :])
+        ctx.save_for_backward(*p.tensors, *loss[: len(_VECTORS)])
+        ctx.family, ctx.numbers = p[len(p.tensors) :], loss[len(_VECTORS) :]
+        ctx.dtype, ctx.backend = dtype, backend
         return losses.view_as(losses)
 
     @staticmethod
@@ -175,13 +161,14 @@ class _EachLoss(torch.autograd.Function):
         tensors = ctx.saved_tensors  # asked for once: checkpointing recomputes at each asking
         p, loss = Grouped(*tensors[:5], *ctx.family), Loss(*tensors[5:], *ctx.numbers)
         loss = loss._replace(share=loss.share * grad, share_b=None if loss.share_b is None else loss.share_b * grad)
-        wants = Wants(*ctx.needs_input_grad[:3])
+        wants = Wants(*ctx.needs_input_grad[3:6])
         _, dx, dw, dclass_scale, _ = _run(p, loss, Intake(), wants, ctx.dtype, ctx.backend)
         return (
+            *(None,) * 3,
             dx if wants.x else None,
             dw if wants.w else None,
             dclass_scale.to(p.class_scale.dtype) if p.class_scale is not None and wants.class_scale else None,
-            *(None,) * (len(ctx.needs_input_grad) - 3),
+            *(None,) * (len(ctx.needs_input_grad) - 6),
         )
 
 
@@ -209,4 +196,4 @@ def cross_entropy(
         return losses.sum() if total else losses, feature_sum
     if total:
         return _Total.apply(*p.tensors[:3], losses, *gradients), feature_sum
-    return _EachLoss.apply(*p, losses, dtype, backend, *loss), feature_sum
+    return _EachLoss.apply(losses, dtype, backend, *p, *loss), feature_sum
