@@ -41,21 +41,25 @@ void background_exempt(const tde::Matrix& logits, Address row_projections, Addre
 }
 
 tde::CrossEntropy loss_options(Address labels, Address scale, Address second_labels, Address second_scale,
-                               Address class_weight, Address bias, Address margin, int64_t ignored, float smoothing,
-                               float focal) {
+                               Address class_weight, Address bias, Address margin, int64_t classes, int64_t ignored,
+                               float smoothing, float focal) {
   return {{{at<const int64_t>(labels), at<const float>(scale)},
            {at<const int64_t>(second_labels), at<const float>(second_scale)}},
           at<const float>(class_weight),
           at<const float>(bias),
           at<const float>(margin),
+          classes,
           ignored,
           smoothing,
           focal};
 }
 
-void cross_entropy(const tde::Matrix& logits, const tde::CrossEntropy& loss, Address losses, bool gradient,
-                   int threads) {
-  raise_unless_ok(tde::cross_entropy(logits, loss, at<float>(losses), gradient, threads));
+tde::LossPass loss_pass(int64_t first, bool take, Address sums, Address losses, bool gradient) {
+  return {first, take, at<tde::SoftmaxSums>(sums), at<float>(losses), gradient};
+}
+
+void cross_entropy(const tde::Matrix& logits, const tde::CrossEntropy& loss, const tde::LossPass& pass, int threads) {
+  raise_unless_ok(tde::cross_entropy(logits, loss, pass, threads));
 }
 
 tde::RowTransform row_transform(int64_t heads, float offset, float power, float scale, Address divisor,
@@ -102,8 +106,10 @@ PYBIND11_MODULE(_C, m) {
         "heads"_a, "alpha"_a, "background"_a, "log"_a, "out"_a, "threads"_a);
   py::class_<tde::CrossEntropy>(m, "CrossEntropy")
       .def(py::init(&loss_options), "labels"_a, "scale"_a, "second_labels"_a, "second_scale"_a, "class_weight"_a,
-           "bias"_a, "margin"_a, "ignored"_a, "smoothing"_a, "focal"_a);
-  m.def("cross_entropy", &cross_entropy, no_gil, "logits"_a, "loss"_a, "losses"_a, "gradient"_a, "threads"_a);
+           "bias"_a, "margin"_a, "classes"_a, "ignored"_a, "smoothing"_a, "focal"_a);
+  py::class_<tde::LossPass>(m, "LossPass")
+      .def(py::init(&loss_pass), "first"_a, "take"_a, "sums"_a, "losses"_a, "gradient"_a);
+  m.def("cross_entropy", &cross_entropy, no_gil, "logits"_a, "loss"_a, "pass"_a, "threads"_a);
 
 #ifdef TDE_HAS_CUDA
   bind_cuda(m);

@@ -1,6 +1,7 @@
 // The part of tde_kernels._C that runs on a GPU: functions on the current device and a given stream.
 #include "bindings.h"
 #include "tde/background_exempt.h"
+#include "tde/cross_entropy.h"
 #include "tde/ema.h"
 #include "tde/logits.h"
 #include "tde/probe.h"
@@ -42,6 +43,11 @@ void background_exempt(const tde::Matrix& logits, Address row_projections, Addre
   raise_unless_ok(tde::cuda::background_exempt(logits, at<const float>(row_projections),
                                                at<const float>(class_projections), heads, at<const float>(alpha),
                                                background, log, out, at<void>(stream)));
+}
+
+void cross_entropy(const tde::Matrix& logits, const tde::CrossEntropy& loss, const tde::LossPass& pass,
+                   Address stream) {
+  raise_unless_ok(tde::cuda::cross_entropy(logits, loss, pass, at<void>(stream)));
 }
 
 void small_logits(const tde::Operand& features, const tde::Operand& weights, const tde::EmaUpdate& update,
@@ -101,6 +107,7 @@ void bind_cuda(py::module_& m) {
         "grad_a"_a, "grad_divisor"_a, "stream"_a);
   m.def("cuda_background_exempt", &background_exempt, no_gil, "logits"_a, "row_projections"_a, "class_projections"_a,
         "heads"_a, "alpha"_a, "background"_a, "log"_a, "out"_a, "stream"_a);
+  m.def("cuda_cross_entropy", &cross_entropy, no_gil, "logits"_a, "loss"_a, "pass"_a, "stream"_a);
   m.def("cuda_small_logits_fit", &tde::cuda::small_logits_fit, "dim"_a, "classes"_a, "heads"_a);
   m.def("cuda_small_logits_scratch", &tde::cuda::small_logits_scratch, "rows"_a, "dim"_a);
   m.def("cuda_small_logits", &small_logits, no_gil, "features"_a, "weights"_a, "update"_a, "out"_a, "floats"_a,

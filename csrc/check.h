@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "tde/cross_entropy.h"
 #include "tde/rows.h"
 #include "tde/types.h"
 
@@ -46,6 +47,16 @@ class Check {
     return that(
         background >= 0 && background < logits.cols,
         "background " + std::to_string(background) + " is not one of " + std::to_string(logits.cols) + " classes");
+  }
+  Check& loss(const Matrix& logits, const CrossEntropy& loss, const LossPass& pass) {
+    const std::string classes = std::to_string(loss.classes) + " classes";
+    that(logits.cols > 0 || logits.rows == 0, "there are no classes");
+    that(pass.first >= 0 && pass.first + logits.cols <= loss.classes,
+         "logits " + shape(logits) + " from class " + std::to_string(pass.first) + " on are not of " + classes);
+    that(pass.sums || logits.rows == 0 || (pass.take && logits.cols == loss.classes),
+         "logits " + shape(logits) + " of " + classes + " need sums");
+    for (const LossTerm& term : loss.terms) that(!term.labels || term.scale, "a term has no scale");
+    return *this;
   }
   const Status& status() const { return status_; }
 

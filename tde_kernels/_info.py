@@ -11,12 +11,11 @@ import torch
 from tde_kernels import backends
 from tde_kernels._version import __version__
 from tde_kernels.backends import core, crossovers
-from tde_kernels.backends.chunked_loss import WORKSPACE
+from tde_kernels.backends.loss_passes import ON_CPU, ON_GPU
 from tde_kernels.backends.product import LIBRARY
 
 # Public functions that are, as yet, plain torch around fused logits, everywhere or on the CPU
 _COMPOSED = {
-    "grouped_cross_entropy": "on a GPU fused logits, then torch's cross entropy over them",
     "topk": "on the CPU and with CUDA fused logits, then torch's sort",
     "alpha_sweep": "on the CPU and with CUDA fused product and projections, then torch's argmax for each alpha",
 }
@@ -71,7 +70,7 @@ def _build() -> dict[str, str]:
         "core": f"{built.version}, {built.compiler}",
         "cpu": f"{built.instruction_set} kernels, {built.threading}, {torch.get_num_threads()} threads",
         "products": f"{LIBRARY} (float32 on the CPU)",
-        "loss": f"at most {WORKSPACE >> 20} MiB of logits at a time (on the CPU)",
+        "loss": f"at most {ON_CPU >> 20} MiB of logits at a time on the CPU, {ON_GPU >> 20} on a GPU",
         "cuda": built.cuda,
         "devices": ", ".join(devices) or "cpu alone",
     }

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tde_kernels import checks, distributed, ops, reference
-from tde_kernels.backends import refusal, select
+from tde_kernels.backends import select
 from tde_kernels.backends.grouped import Intake, Loss
 from tde_kernels.normalizers import Classifier
 
@@ -328,8 +328,10 @@ def grouped_cross_entropy(
 ) -> Tensor:
     """Softmax cross entropy of Eq. 7 or any member of Eq. 10; options as in :func:`reference.cross_entropy`.
 
-    On the CPU the logits are never stored: they live for a chunk of rows at a time. Where ``class_weight``,
-    ``logit_bias``, ``margin`` or ``lam`` require a gradient, and on a GPU, torch's loss follows the fused logits.
+    Logits live in a workspace of fixed size, which :func:`tde_kernels.info` states: whole where they fit, else some
+    rows or some classes at a time. Where ``class_weight``, ``logit_bias``, ``margin`` or ``lam`` require a gradient,
+    torch's loss follows the fused logits. The mean over no sample at all is NaN, as torch has it. A target that is no
+    class is an error on the CPU; on a GPU, where looking would synchronise, its loss and gradient are NaN.
 
     Returns:
         Loss in float32 (float64 for float64 features): 0-d, or ``[...]`` with ``reduction="none"``.
@@ -449,9 +451,8 @@ def _cross_entropy(
     """The loss, and the update of ``ema`` if there is one."""
     checks.cross_entropy(x, w.shape[0], target, **options._asdict())  # before the average takes the batch in
     dtype = _product_dtype(x)
-    backend = select("logits", x.device.type, dtype, asked, size=x.numel() * w.shape[0])
-    learnt = _wants_grad(options.class_weight, options.logit_bias, options.margin, options.lam)
-    if learnt or backend == "reference" or refusal(backend, "cross_entropy", x.device.type, dtype) is not None:
+    backend = select("cross_entropy", x.device.type, dtype, asked, size=x.numel() * w.shape[0])
+    if backend == "reference" or _wants_grad(options.class_weight, options.logit_bias, options.margin, options.lam):
         logits = _logits(
             x,
             w,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +15,14 @@ from hypothesis import strategies as st
 from oracle import NORMALIZERS, Problem, assert_within, error, naive_logits, problem, reference_logits
 from torch import Tensor
 
-from tde_kernels import FusedTDEHead, backends, reference
+from tde_kernels import FusedTDEHead, backends, checks, reference
 from tde_kernels import functional as F
-from tde_kernels.backends import chunked_loss
+from tde_kernels.backends import loss_by_rows
+from tde_kernels.backends.grouped import Grouped, Loss
 
 Fused = tuple[str, str]
 RESULTS = ("loss", "gradient of x", "gradient of w", "gradient of class_scale")
-FUSED_LOSS = [pair for pair in FUSED if backends.refusal(pair[0], "cross_entropy", pair[1], torch.float32) is None]
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 OPTIONS = (
     "class_weight",
@@ -73,6 +72,8 @@ def check(
 ) -> None:
     """The bound of every oracle test: twice what naive torch loses in that dtype."""
     backend, device = fused
+    if backends.refusal(backend, "cross_entropy", device, dtype) is not None:
+        pytest.skip(f"{backend} does not serve {dtype}")
     upstream = torch.randn(target.shape) if reduction == "none" else torch.tensor(1.7)
 
     def composed(q: Problem, logits: Any) -> tuple[Tensor, ...]:
@@ -95,40 +96,35 @@ def check(
         assert_within(got, theirs, right, name)
 
 
-@pytest.fixture(params=FUSED_LOSS or [("cpu", "none")], ids=lambda pair: "-".join(pair))
-def fused_loss(request: pytest.FixtureRequest) -> Fused:
-    """Name and device of a backend with a loss of its own; the others take torch's."""
-    if not FUSED_LOSS:
-        pytest.skip("no backend has a fused loss")
-    pair: Fused = request.param
-    return pair
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A few rows at a time, and a few classes."""
-    monkeypatch.setattr(chunked_loss, "WORKSPACE", 7 * 33 * 4)
-    monkeypatch.setattr(chunked_loss, "_CLASSES_AT_ONCE", 10)
-    yield
+@pytest.fixture(params=["whole", "rows", "classes"])
+def way(request: pytest.FixtureRequest, fused: Fused, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way to the loss, with a few rows or classes at a time."""
+    passes = backends.implementation(fused[0]).PASSES
+    rows = {"whole": 40, "rows": 7, "classes": 12}[request.param]
+    monkeypatch.setattr(type(passes), "workspace", rows * 33 * 4)
+    monkeypatch.setattr(type(passes), "fewest_rows", 7 if request.param == "rows" else 1000)
+    monkeypatch.setattr(loss_by_rows, "_CLASSES_AT_ONCE", 10)
+    way: str = request.param
+    return way
 
 
 @DTYPES
 @REDUCTIONS
 @pytest.mark.parametrize("options", [(), OPTIONS], ids=["plain", "every option"])
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
-def test_oracle(
-    normalizer: str, options: tuple[str, ...], reduction: str, dtype: torch.dtype, fused_loss: Fused
-) -> None:
+def test_oracle(normalizer: str, options: tuple[str, ...], reduction: str, dtype: torch.dtype, fused: Fused) -> None:
     p = mild(normalizer, 40, 24, 33, 3, dtype=dtype)
-    check(p, fused_loss, dtype, labels(40, 33), reduction, some_options(set(options), 40, 33))
+    check(p, fused, dtype, labels(40, 33), reduction, some_options(set(options), 40, 33))
 
 
 @DTYPES
 @REDUCTIONS
 @pytest.mark.parametrize("normalizer", ["linear", "deconfound", "lws"])
-def test_chunks(normalizer: str, reduction: str, dtype: torch.dtype, small_chunks: None, fused_loss: Fused) -> None:
+def test_every_way(normalizer: str, reduction: str, dtype: torch.dtype, way: str, fused: Fused) -> None:
     p = mild(normalizer, 40, 24, 33, 3, dtype=dtype)
-    check(p, fused_loss, dtype, labels(40, 33), reduction, some_options(set(OPTIONS), 40, 33))
+    implementation = backends.implementation(fused[0])
+    assert implementation.LOSS.way(Grouped.of(p.x, p.w, checks.logits(p.x, p.w, **p.family)), torch.float32) == way
+    check(p, fused, dtype, labels(40, 33), reduction, some_options(set(OPTIONS), 40, 33))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -141,11 +137,11 @@ def test_chunks(normalizer: str, reduction: str, dtype: torch.dtype, small_chunk
     seed=st.integers(0, 2**16),
 )
 def test_any_combination(
-    batch: int, classes: int, normalizer: str, options: set[str], reduction: str, seed: int, fused_loss: Fused
+    batch: int, classes: int, normalizer: str, options: set[str], reduction: str, seed: int, fused: Fused
 ) -> None:
     torch.manual_seed(seed)
     p = mild(normalizer, batch, 48, classes, 3)
-    check(p, fused_loss, torch.float32, labels(batch, classes), reduction, some_options(options, batch, classes))
+    check(p, fused, torch.float32, labels(batch, classes), reduction, some_options(options, batch, classes))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -209,8 +205,6 @@ def test_a_class_without_prior_and_a_certain_one(fused: Fused) -> None:
 
 def test_no_second_derivative(fused: Fused) -> None:
     backend, device = fused
-    if backend != "cpu":
-        pytest.skip("torch's loss over fused logits says so in its own words")
     p = problem(4, 12, 9, 2).cast(torch.float32, device, grad=True)
     target = torch.randint(9, (4,), device=device)
     for reduction in ("mean", "none"):
@@ -228,13 +222,44 @@ def test_options_that_learn_have_their_gradient(fused: Fused) -> None:
     assert bias.grad is not None and bias.grad.abs().sum() > 0
 
 
+def test_a_label_that_is_no_class(fused: Fused) -> None:
+    """Where nobody looks at labels before, their loss and gradient are not a number, and no memory is read for them."""
+    backend, device = fused
+    vector = torch.ones(9, device=device)
+    for label in (-1, 9, 2**40, -(2**40)):
+        z, losses = torch.randn(3, 9, device=device), torch.zeros(3, device=device)
+        target = torch.tensor([2, label, 5], device=device)
+        loss = Loss(target, torch.ones(3, device=device), None, None, vector, vector, vector, 0.1, -100, 1.5)
+        backends.implementation(backend).PASSES.cross_entropy(z, loss, 9, losses=losses, gradient=True)
+        assert losses.isnan().tolist() == [False, True, False]
+        assert z.isnan().all(1).tolist() == [False, True, False] and z[::2].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_that_are_no_numbers(value: float, way: str, fused: Fused) -> None:
+    """NaN comes out of the row, and of that row alone but for the weights' gradient."""
+    backend, device = fused
+    p = mild("linear", 40, 24, 33, 3).cast(torch.float32, device)
+    p.x[3, 5] = value
+    p.x.requires_grad_()
+    target = labels(40, 33).to(device)
+    target[3] = 1
+    losses = F.grouped_cross_entropy(p.x, p.w, target, reduction="none", **p.family, backend=backend)
+    losses.sum().backward()
+    wrong = torch.zeros(40, dtype=torch.bool, device=device)
+    wrong[3] = True
+    assert torch.equal(losses.isnan(), wrong) and torch.equal(p.x.grad.isnan().any(1), wrong)
+
+
 @DTYPES
 @pytest.mark.parametrize("normalizer", ["linear", "deconfound"])
-def test_the_ema_rides_along(normalizer: str, dtype: torch.dtype, fused: Fused) -> None:
+def test_the_ema_rides_along(normalizer: str, dtype: torch.dtype, way: str, fused: Fused) -> None:
     backend, device = fused
-    p = problem(30, 12, 9, 2, normalizer, dtype=dtype).cast(dtype, device, grad=True)
-    mask = torch.rand(30, device=device) > 0.4
-    target = torch.randint(9, (30,), device=device)
+    if backends.refusal(backend, "cross_entropy", device, dtype) is not None:
+        pytest.skip(f"{backend} does not serve {dtype}")
+    p = problem(40, 12, 33, 2, normalizer, dtype=dtype).cast(dtype, device, grad=True)
+    mask = torch.rand(40, device=device) > 0.4
+    target = torch.randint(33, (40,), device=device)
     ema, count = torch.full((12,), 2.0, device=device), torch.tensor(0, device=device)
     loss = F.grouped_cross_entropy_with_ema_(
         p.x, p.w, target, ema, count, momentum=0.5, mask=mask, **p.family, backend=backend

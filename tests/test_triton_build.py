@@ -37,6 +37,7 @@ KERNELS = {
     "_sweep",
     "_compare",
     "_keep_largest",
+    "_row_loss",
 }
 
 

@@ -102,12 +102,10 @@ Status background_exempt(const Matrix& logits, const float* row_projections, con
   return check.status();
 }
 
-Status cross_entropy(const Matrix& logits, const CrossEntropy& loss, float* losses, bool gradient, int threads) {
+Status cross_entropy(const Matrix& logits, const CrossEntropy& loss, const LossPass& pass, int threads) {
   Check check("cross_entropy");
-  check.cpu_matrix(logits, "logits").that(losses || logits.rows == 0, "there is nowhere to write the losses");
-  check.that(logits.cols > 0 || logits.rows == 0, "there are no classes");
-  for (const LossTerm& term : loss.terms) check.that(!term.labels || term.scale, "a term has no scale");
-  if (check.status().ok()) choice().kernels->cross_entropy(logits, loss, losses, gradient, threads);
+  check.cpu_matrix(logits, "logits").loss(logits, loss, pass);
+  if (check.status().ok()) choice().kernels->cross_entropy(logits, loss, pass, threads);
   return check.status();
 }
 

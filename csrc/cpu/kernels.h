@@ -17,7 +17,7 @@ struct Kernels {
   void (*background_exempt)(const Matrix& logits, const float* row_projections, const float* class_projections,
                             int64_t heads, const float* alpha, int64_t background, bool log, const Matrix& out,
                             int threads);
-  void (*cross_entropy)(const Matrix& logits, const CrossEntropy& loss, float* losses, bool gradient, int threads);
+  void (*cross_entropy)(const Matrix& logits, const CrossEntropy& loss, const LossPass& pass, int threads);
 };
 
 #define TDE_DECLARE_KERNELS(isa)                                                                                       \
@@ -28,7 +28,7 @@ struct Kernels {
   void feature_sum(const Matrix&, const bool*, float*, int);                                                           \
   void background_exempt(const Matrix&, const float*, const float*, int64_t, const float*, int64_t, bool,              \
                          const Matrix&, int);                                                                          \
-  void cross_entropy(const Matrix&, const CrossEntropy&, float*, bool, int);                                           \
+  void cross_entropy(const Matrix&, const CrossEntropy&, const LossPass&, int);                                        \
   extern const Kernels kernels;                                                                                        \
   }
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tde_kernels.backends.grouped import Rows
+from tde_kernels.backends.grouped import Loss, Rows
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 if os.environ.get("TDE_CPU_ISA", "baseline") not in INSTRUCTION_SETS:
@@ -87,6 +87,12 @@ def row_transform(rows: Rows) -> object:
     offset, power = rows.factor
     small = map(address, (rows.divisor, rows.direction, rows.alpha))
     return compiled().RowTransform(rows.num_heads, offset, power, rows.scale, *small)
+
+
+def cross_entropy(loss: Loss, classes: int) -> object:
+    """The options of ``loss``, as the core sees them. The caller keeps its tensors alive."""
+    tensors = map(address, loss[:7])
+    return compiled().CrossEntropy(*tensors, classes, loss.ignore_index, loss.label_smoothing, loss.focal_exponent)
 
 
 def kept(a: Tensor) -> Tensor | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from tde_kernels.backends import around_product, chunked_loss, core
-from tde_kernels.backends.grouped import Grouped, Intake, Loss, Rows, Wants
+from tde_kernels.backends import around_product, core
+from tde_kernels.backends.fused_loss import FusedLoss
+from tde_kernels.backends.grouped import Grouped, Intake, Loss, Rows
+from tde_kernels.backends.loss_passes import ON_CPU, LossPasses
 from tde_kernels.backends.product import product
 
 
@@ -27,8 +28,11 @@ def _floats(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
 
 
-class _Passes(chunked_loss.LossPasses):
+class _Passes(LossPasses):
     """The passes of the compiled core."""
+
+    workspace = ON_CPU
+    fewest_rows = 48
 
     def normalize(
         self,
@@ -74,23 +78,41 @@ class _Passes(chunked_loss.LossPasses):
 
     wide_product = product  # the CPU's libraries round to the operands' dtype
 
-    def cross_entropy(self, z: Tensor, loss: Loss, losses: Tensor, *, gradient: bool) -> None:
+    def scaled_features(self, rows: Rows, dtype: torch.dtype, intake: Intake) -> tuple[Tensor, Tensor | None, Tensor]:
+        """One pass over the features, whatever is asked for."""
+        x_hat, norms, sums = rows.a, None, _floats(rows.a, rows.a.shape[1] + 1) if intake.asked else None
+        if not rows.untouched(dtype):
+            norms = _floats(rows.a, rows.a.shape[0], rows.num_heads)
+            x_hat = self.normalize(rows, dtype, norms=norms, mask=intake.mask, sums=sums)
+        elif sums is not None:
+            _sum_rows(rows.a, intake.mask, sums)
+        return x_hat, norms, _fold_intake(intake, sums, rows.a)
+
+    def cross_entropy(
+        self,
+        z: Tensor,
+        loss: Loss,
+        classes: int,
+        *,
+        first: int = 0,
+        take: bool = True,
+        sums: Tensor | None = None,
+        losses: Tensor | None = None,
+        gradient: bool = False,
+    ) -> None:
         compiled = core.compiled()
-        vectors = map(core.address, (loss.class_weight, loss.logit_bias, loss.margin))
-        options = compiled.CrossEntropy(
-            loss.target.data_ptr(),
-            loss.share.data_ptr(),
-            core.address(loss.target_b),
-            core.address(loss.share_b),
-            *vectors,
-            loss.ignore_index,
-            loss.label_smoothing,
-            loss.focal_exponent,
-        )
-        compiled.cross_entropy(core.matrix(z), options, losses.data_ptr(), gradient, torch.get_num_threads())
+        what = compiled.LossPass(first, take, core.address(sums), core.address(losses), gradient)
+        compiled.cross_entropy(core.matrix(z), core.cross_entropy(loss, classes), what, torch.get_num_threads())
 
 
 PASSES = _Passes()
+
+
+def _fold_intake(intake: Intake, sums: Tensor | None, like: Tensor) -> Tensor:
+    """Folds the sum of features into the EMA, and returns it where it is asked for."""
+    if intake.ema is not None and sums is not None:
+        fold_ema_(intake.ema, intake.num_updates, sums, momentum=intake.momentum)
+    return sums if intake.take_sum and sums is not None else _floats(like, 0)
 
 
 saves = around_product.saves
@@ -98,34 +120,19 @@ saves = around_product.saves
 
 def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """See ``tde::logits``."""
-    sums, normalize = _begin_intake(p, intake, dtype)
-    outputs = around_product.logits(PASSES, p, dtype, normalize)
-    return *outputs, _finish_intake(p, intake, sums)
+    sums = _floats(p.x, p.x.shape[1] + 1) if intake.asked else None
+    if sums is not None and p.features.untouched(dtype):  # there is no pass over the features to ride along with
+        _sum_rows(p.x, intake.mask, sums)
+    normalize = partial(PASSES.normalize, mask=intake.mask, sums=sums)
+    return *around_product.logits(PASSES, p, dtype, normalize), _fold_intake(intake, sums, p.x)
 
 
 logits_backward = partial(around_product.logits_backward, PASSES)
 
-
-def cross_entropy(p: Grouped, loss: Loss, intake: Intake, wants: Wants, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """See ``tde::cross_entropy``."""
-    sums, normalize = _begin_intake(p, intake, dtype)
-    outputs = chunked_loss.cross_entropy(PASSES, p, loss, wants, dtype, normalize)
-    return *outputs, _finish_intake(p, intake, sums)
-
-
-def _begin_intake(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor | None, Callable[..., Tensor]]:
-    """The feature sum, taken in the pass over the features where there is one: that pass fills it."""
-    sums = _floats(p.x, p.x.shape[1] + 1) if intake.asked else None
-    if sums is not None and p.features.untouched(dtype):
-        _sum_rows(p.x, intake.mask, sums)
-    return sums, partial(PASSES.normalize, mask=intake.mask, sums=sums)
-
-
-def _finish_intake(p: Grouped, intake: Intake, sums: Tensor | None) -> Tensor:
-    """Folds the sum into the EMA, and returns it where it is asked for."""
-    if intake.ema is not None and sums is not None:
-        fold_ema_(intake.ema, intake.num_updates, sums, momentum=intake.momentum)
-    return sums if intake.take_sum and sums is not None else _floats(p.x, 0)
+LOSS = FusedLoss(PASSES, logits, logits_backward)
+takes_gradients_along = LOSS.takes_gradients_along
+cross_entropy = LOSS.forward
+cross_entropy_backward = LOSS.backward
 
 
 def _sum_rows(x: Tensor, mask: Tensor | None, out: Tensor) -> None:

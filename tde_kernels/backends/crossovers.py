@@ -29,6 +29,8 @@ FIRST: dict[str, dict[str, tuple[Crossover, ...]]] = {
         "exact": (Crossover(None, "cuda"),),
         "tensor cores": (Crossover(2**26, "cuda"), Crossover(2**32, "triton"), Crossover(None, "cuda")),
     },
+    # the products are cuBLAS's with either
+    "cross_entropy": {"exact": (Crossover(None, "cuda"),), "tensor cores": (Crossover(None, "cuda"),)},
     # the CUDA backend stores the logits and sorts them; Triton's kernels do not
     "alpha_sweep": {"exact": (Crossover(None, "triton"),), "tensor cores": (Crossover(None, "triton"),)},
     "topk": {"exact": (Crossover(None, "triton"),), "tensor cores": (Crossover(None, "triton"),)},

@@ -2,9 +2,8 @@
 
     losses[b] = sum_t share_t[b] CE(z_b, target_t[b])
 
-The gradients are those of the losses' sum. Of a sum or a mean the forward takes them along where autograd will want
-them, and the backward scales them; where every sample's loss is returned, the backward computes them for what comes
-upstream.
+The gradients are those of the losses' sum. Of a sum or a mean the forward may take them along, and the backward scales
+them; else the backward computes them, for what comes upstream, from what the forward kept of each row's softmax.
 """
 
 from __future__ import annotations
@@ -14,12 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tde_kernels.backends import core
+from tde_kernels.backends import core, implementation
 from tde_kernels.backends.grouped import Grouped, Intake, Loss, Wants
+from tde_kernels.backends.loss_passes import SUMS
 from tde_kernels.normalizers import Classifier
 from tde_kernels.ops.library import define_grouped
 
 _VECTORS = Loss._fields[:7]  # of the loss; what follows are numbers
+
+
+def _like(a: Tensor, wanted: bool) -> Tensor:
+    return a.new_empty(a.shape) if wanted else a.new_empty(0, dtype=torch.float32)
+
+
+def _fake_gradients(p: Grouped, wants: Wants) -> tuple[Tensor, Tensor, Tensor]:
+    dscale = p.x.new_empty(p.w.shape[0] if wants.class_scale else 0, dtype=torch.float32)
+    return _like(p.x, wants.x), _like(p.w, wants.w or wants.class_scale), dscale
 
 
 def _fake(
@@ -31,20 +40,37 @@ def _fake(
     wants_class_scale: bool,
     **__: Any,
 ) -> tuple[Tensor, ...]:
-    def like(a: Tensor, wanted: bool) -> Tensor:
-        return a.new_empty(a.shape) if wanted else a.new_empty(0, dtype=torch.float32)
-
+    batch, wants = p.x.shape[0], Wants(wants_x, wants_w, wants_class_scale)
     return (
-        p.x.new_empty(p.x.shape[0], dtype=torch.float32),
-        like(p.x, wants_x),
-        like(p.w, wants_w or wants_class_scale),
-        p.x.new_empty(p.w.shape[0] if wants_class_scale else 0, dtype=torch.float32),
+        p.x.new_empty(batch, dtype=torch.float32),
+        *_fake_gradients(p, wants),
+        p.x.new_empty((0 if any(wants) else batch, SUMS), dtype=torch.float32),
         p.x.new_empty(p.x.shape[1] + 1 if take_sum else 0, dtype=torch.float32),
     )
 
 
+def _fake_backward(
+    p: Grouped, *_: Tensor | None, wants_x: bool, wants_w: bool, wants_class_scale: bool, **__: Any
+) -> tuple[Tensor, ...]:
+    return _fake_gradients(p, Wants(wants_x, wants_w, wants_class_scale))
+
+
+def _loss(
+    target: Tensor,
+    share: Tensor,
+    target_b: Tensor | None,
+    share_b: Tensor | None,
+    class_weight: Tensor | None,
+    logit_bias: Tensor | None,
+    margin: Tensor | None,
+    *numbers: Any,
+) -> Loss:
+    vectors = map(core.float_vector, (class_weight, logit_bias, margin))
+    return Loss(target, share, target_b, share_b, *vectors, *numbers)  # type: ignore[arg-type]
+
+
 def _values(
-    *tensors: Tensor | None,
+    *tensors: Any,
     label_smoothing: float,
     ignore_index: int,
     focal_exponent: float,
@@ -55,60 +81,69 @@ def _values(
     wants_class_scale: bool,
     dtype: torch.dtype,
 ) -> tuple[Loss, Intake, Wants, torch.dtype]:
-    target, share, target_b, share_b, class_weight, logit_bias, margin = tensors[: len(_VECTORS)]
-    assert target is not None and share is not None
-    loss = Loss(
-        target,
-        share,
-        target_b,
-        share_b,
-        core.float_vector(class_weight),
-        core.float_vector(logit_bias),
-        core.float_vector(margin),
-        label_smoothing,
-        ignore_index,
-        focal_exponent,
-    )
     mask, ema, num_updates = tensors[len(_VECTORS) :]
     return (
-        loss,
+        _loss(*tensors[: len(_VECTORS)], label_smoothing, ignore_index, focal_exponent),
         Intake(mask, ema, num_updates, momentum, take_sum),
         Wants(wants_x, wants_w, wants_class_scale),
         dtype,
     )
 
 
+def _backward_values(
+    *tensors: Any,
+    label_smoothing: float,
+    ignore_index: int,
+    focal_exponent: float,
+    wants_x: bool,
+    wants_w: bool,
+    wants_class_scale: bool,
+    dtype: torch.dtype,
+) -> tuple[Loss, Tensor, Wants, torch.dtype]:
+    *vectors, sums = tensors
+    loss = _loss(*vectors, label_smoothing, ignore_index, focal_exponent)
+    return loss, sums, Wants(wants_x, wants_w, wants_class_scale), dtype
+
+
+_LOSS = (
+    ", Tensor target, Tensor share, Tensor? target_b, Tensor? share_b, Tensor? class_weight, Tensor? logit_bias,"
+    " Tensor? margin"
+)
+_NUMBERS = ", float label_smoothing, int ignore_index, float focal_exponent"
+_WANTED = ", bool wants_x, bool wants_w, bool wants_class_scale, ScalarType dtype"
+_GRADIENTS = "Tensor dx, Tensor dw, Tensor dclass_scale"
+
 define_grouped(
     "cross_entropy",
-    ", Tensor target, Tensor share, Tensor? target_b, Tensor? share_b, Tensor? class_weight, Tensor? logit_bias,"
-    " Tensor? margin, Tensor? mask, Tensor(a!)? ema, Tensor(b!)? num_updates",
-    ", float label_smoothing, int ignore_index, float focal_exponent, float momentum, bool take_sum, bool wants_x,"
-    " bool wants_w, bool wants_class_scale, ScalarType dtype",
-    "(Tensor losses, Tensor dx, Tensor dw, Tensor dclass_scale, Tensor feature_sum)",
+    f"{_LOSS}, Tensor? mask, Tensor(a!)? ema, Tensor(b!)? num_updates",
+    f"{_NUMBERS}, float momentum, bool take_sum{_WANTED}",
+    f"(Tensor losses, {_GRADIENTS}, Tensor sums, Tensor feature_sum)",
     fake=_fake,
     values=_values,
 )
+define_grouped(
+    "cross_entropy_backward",
+    f"{_LOSS}, Tensor sums",
+    f"{_NUMBERS}{_WANTED}",
+    f"({_GRADIENTS})",
+    fake=_fake_backward,
+    values=_backward_values,
+)
 
 
-def _run(p: Grouped, loss: Loss, intake: Intake, wants: Wants, dtype: torch.dtype, backend: str) -> tuple[Tensor, ...]:
-    results: tuple[Tensor, ...] = torch.ops.tde.cross_entropy(
-        *(a.detach() if isinstance(a, Tensor) else None for a in (*p.tensors, *loss[: len(_VECTORS)])),
-        intake.mask,
-        intake.ema,
-        intake.num_updates,
+def _options(p: Grouped, loss: Loss, wants: Wants, dtype: torch.dtype, backend: str) -> dict[str, Any]:
+    """The keyword arguments of both ops."""
+    return {
         **p.family,
-        label_smoothing=loss.label_smoothing,
-        ignore_index=loss.ignore_index,
-        focal_exponent=loss.focal_exponent,
-        momentum=intake.momentum,
-        take_sum=intake.take_sum,
-        wants_x=wants.x,
-        wants_w=wants.w,
-        wants_class_scale=wants.class_scale,
-        dtype=dtype,
-        backend=backend,
-    )
-    return results
+        "label_smoothing": loss.label_smoothing,
+        "ignore_index": loss.ignore_index,
+        "focal_exponent": loss.focal_exponent,
+        "wants_x": wants.x,
+        "wants_w": wants.w,
+        "wants_class_scale": wants.class_scale,
+        "dtype": dtype,
+        "backend": backend,
+    }
 
 
 def _refuse_second_derivative() -> None:
@@ -144,13 +179,13 @@ class _Total(torch.autograd.Function):
         return dx, dw, None if dclass_scale is None else dclass_scale.to(ctx.scale_dtype), None, None, None, None
 
 
-class _EachLoss(torch.autograd.Function):
+class _Losses(torch.autograd.Function):
     """The losses as they are; the gradients are computed for the upstream gradient of each."""
 
     @staticmethod
-    def forward(ctx: Any, losses: Tensor, dtype: torch.dtype, backend: str, *operands: Any) -> Tensor:
+    def forward(ctx: Any, losses: Tensor, sums: Tensor, dtype: torch.dtype, backend: str, *operands: Any) -> Tensor:
         p, loss = Grouped(*operands[: len(Grouped._fields)]), Loss(*operands[len(Grouped._fields) :])
-        ctx.save_for_backward(*p.tensors, *loss[: len(_VECTORS)])
+        ctx.save_for_backward(*p.tensors, *loss[: len(_VECTORS)], sums)
         ctx.family, ctx.numbers = p[len(p.tensors) :], loss[len(_VECTORS) :]
         ctx.dtype, ctx.backend = dtype, backend
         return losses.view_as(losses)
@@ -158,18 +193,24 @@ class _EachLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
-        tensors = ctx.saved_tensors  # asked for once: checkpointing recomputes at each asking
+        *tensors, sums = ctx.saved_tensors  # asked for once: checkpointing recomputes at each asking
         p, loss = Grouped(*tensors[:5], *ctx.family), Loss(*tensors[5:], *ctx.numbers)
         loss = loss._replace(share=loss.share * grad, share_b=None if loss.share_b is None else loss.share_b * grad)
-        wants = Wants(*ctx.needs_input_grad[3:6])
-        _, dx, dw, dclass_scale, _ = _run(p, loss, Intake(), wants, ctx.dtype, ctx.backend)
+        wants = Wants(*ctx.needs_input_grad[4:7])
+        dx, dw, dclass_scale = torch.ops.tde.cross_entropy_backward(
+            *p.tensors, *loss[: len(_VECTORS)], sums, **_options(p, loss, wants, ctx.dtype, ctx.backend)
+        )
         return (
-            *(None,) * 3,
+            *(None,) * 4,
             dx if wants.x else None,
             dw if wants.w else None,
             dclass_scale.to(p.class_scale.dtype) if p.class_scale is not None and wants.class_scale else None,
-            *(None,) * (len(ctx.needs_input_grad) - 6),
+            *(None,) * (len(ctx.needs_input_grad) - 7),
         )
+
+
+def _detached(a: Any) -> Tensor | None:
+    return None if a is None else a.detach()
 
 
 def cross_entropy(
@@ -190,10 +231,19 @@ def cross_entropy(
     """
     p = Grouped.of(x, w, classifier)
     learnt = [torch.is_grad_enabled() and a is not None and a.requires_grad for a in p.tensors[:3]]
-    wants = Wants(*learnt) if total else Wants(False, False, False)
-    losses, *gradients, feature_sum = _run(p, loss, intake, wants, dtype, backend)
-    if not any(learnt):
-        return losses.sum() if total else losses, feature_sum
-    if total:
+    along = total and any(learnt) and implementation(backend).takes_gradients_along(p, dtype)
+    wants = Wants(*learnt) if along else Wants(False, False, False)
+    losses, *gradients, sums, feature_sum = torch.ops.tde.cross_entropy(
+        *map(_detached, (*p.tensors, *loss[: len(_VECTORS)])),
+        intake.mask,
+        intake.ema,
+        intake.num_updates,
+        **_options(p, loss, wants, dtype, backend),
+        momentum=intake.momentum,
+        take_sum=intake.take_sum,
+    )
+    if along:
         return _Total.apply(*p.tensors[:3], losses, *gradients), feature_sum
-    return _EachLoss.apply(losses, dtype, backend, *p, *loss), feature_sum
+    if any(learnt):
+        losses = _Losses.apply(losses, sums, dtype, backend, *p, *loss)
+    return losses.sum() if total else losses, feature_sum

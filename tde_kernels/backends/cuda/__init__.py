@@ -40,8 +40,6 @@ def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
         return f"it serves tensors on a {_DEVICE.upper()} device, not on {device_type}"
     if dtype not in core.DTYPES:
         return f"it serves float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
-    if op == "cross_entropy":
-        return "its loss is torch's, over its logits"
     if _DEVICE == "cpu":
         return None
     if not torch.cuda.is_available():

@@ -9,18 +9,28 @@ from tde_kernels.backends.cuda.background_exempt import background_exempt
 from tde_kernels.backends.cuda.ema import feature_sum, fold_ema_, update_ema_
 from tde_kernels.backends.cuda.logits import logits, logits_backward, saves
 from tde_kernels.backends.cuda.rows import PASSES
+from tde_kernels.backends.fused_loss import FusedLoss
 
+LOSS = FusedLoss(PASSES, logits, logits_backward)
+takes_gradients_along = LOSS.takes_gradients_along
+cross_entropy = LOSS.forward
+cross_entropy_backward = LOSS.backward
 alpha_sweep = partial(around_product.alpha_sweep, PASSES)
 topk = partial(around_product.topk, PASSES)
 
 __all__ = [
+    "LOSS",
+    "PASSES",
     "alpha_sweep",
     "background_exempt",
+    "cross_entropy",
+    "cross_entropy_backward",
     "feature_sum",
     "fold_ema_",
     "logits",
     "logits_backward",
     "saves",
+    "takes_gradients_along",
     "topk",
     "update_ema_",
 ]

@@ -7,11 +7,16 @@ from torch import Tensor
 
 from tde_kernels.backends import around_product, core
 from tde_kernels.backends.cuda.device import stream_of
-from tde_kernels.backends.grouped import Rows
+from tde_kernels.backends.cuda.ema import take_in
+from tde_kernels.backends.grouped import Intake, Loss, Rows
+from tde_kernels.backends.loss_passes import ON_GPU, LossPasses, scaled
 
 
-class _Passes(around_product.DeviceProducts):
+class _Passes(around_product.DeviceProducts, LossPasses):
     """One launch a pass."""
+
+    workspace = ON_GPU
+    fewest_rows = 1024
 
     def normalize(
         self, rows: Rows, dtype: torch.dtype, *, norms: Tensor | None = None, along: Tensor | None = None
@@ -43,6 +48,29 @@ class _Passes(around_product.DeviceProducts):
                 stream=stream,
             )
         return grad
+
+    def scaled_features(self, rows: Rows, dtype: torch.dtype, intake: Intake) -> tuple[Tensor, Tensor | None, Tensor]:
+        feature_sum = rows.a.new_empty(rows.a.shape[1] + 1 if intake.take_sum else 0, dtype=torch.float32)
+        if intake.asked:
+            take_in(rows.a, intake, feature_sum)
+        return *scaled(self, rows, dtype), feature_sum
+
+    def cross_entropy(
+        self,
+        z: Tensor,
+        loss: Loss,
+        classes: int,
+        *,
+        first: int = 0,
+        take: bool = True,
+        sums: Tensor | None = None,
+        losses: Tensor | None = None,
+        gradient: bool = False,
+    ) -> None:
+        compiled = core.compiled()
+        what = compiled.LossPass(first, take, core.address(sums), core.address(losses), gradient)
+        with stream_of(z) as stream:
+            compiled.cuda_cross_entropy(core.matrix(z), core.cross_entropy(loss, classes), what, stream)
 
 
 PASSES = _Passes()

@@ -52,6 +52,4 @@ def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it serves float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
     reason: str | None = _unavailable(device_type)
-    if reason is None and op == "cross_entropy":
-        return "its loss is torch's, over its logits"
     return reason

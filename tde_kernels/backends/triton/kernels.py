@@ -1,20 +1,32 @@
 """What the backend serves, under the names of the ops."""
 
+from tde_kernels.backends.fused_loss import FusedLoss
 from tde_kernels.backends.triton.alpha_sweep import alpha_sweep
 from tde_kernels.backends.triton.background_exempt import background_exempt
 from tde_kernels.backends.triton.ema import feature_sum, fold_ema_, update_ema_
 from tde_kernels.backends.triton.logits import logits, saves
 from tde_kernels.backends.triton.logits_backward import logits_backward
+from tde_kernels.backends.triton.rows import PASSES
 from tde_kernels.backends.triton.topk import topk
 
+LOSS = FusedLoss(PASSES, logits, logits_backward)
+takes_gradients_along = LOSS.takes_gradients_along
+cross_entropy = LOSS.forward
+cross_entropy_backward = LOSS.backward
+
 __all__ = [
+    "LOSS",
+    "PASSES",
     "alpha_sweep",
     "background_exempt",
+    "cross_entropy",
+    "cross_entropy_backward",
     "feature_sum",
     "fold_ema_",
     "logits",
     "logits_backward",
     "saves",
+    "takes_gradients_along",
     "topk",
     "update_ema_",
 ]

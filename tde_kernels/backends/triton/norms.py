@@ -18,7 +18,7 @@ def factor_kind(power: float) -> str:
 
 
 @triton.jit
-def _inverse_power(base, power):
+def inverse_power(base, power):
     """``base^-power``: the exponent's share is split into an integer and a rest, so that neither is rounded."""
     bits = base.to(tl.int32, bitcast=True)
     exponent = ((bits >> 23) - 127).to(tl.float32)
@@ -39,7 +39,7 @@ def norm_factor(norm, offset, power, FACTOR: tl.constexpr):
     if FACTOR == "reciprocal":
         result = 1.0 / safe
     else:
-        result = _inverse_power(safe, power)
+        result = inverse_power(safe, power)
     return tl.where(zero, 0.0, result)
 
 

@@ -13,11 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from tde_kernels.backends import around_product
-from tde_kernels.backends.grouped import Rows
+from tde_kernels.backends.grouped import Intake, Loss, Rows
+from tde_kernels.backends.loss_passes import ON_GPU, LossPasses, scaled
 from tde_kernels.backends.triton import configs, launch
 from tde_kernels.backends.triton.arithmetic import rounded
+from tde_kernels.backends.triton.ema import take_in
 from tde_kernels.backends.triton.norms import norm_factor, tangent
 from tde_kernels.backends.triton.operand import kept_norm, measured_factor, operand, row_constant, row_starts
+from tde_kernels.backends.triton.row_loss import row_loss
 
 
 @triton.jit
@@ -135,8 +138,11 @@ def _backward(
         store_divisor_gradient(operand, grad_divisor, out_v, row, exists, head, heads)
 
 
-class _Passes(around_product.DeviceProducts):
+class _Passes(around_product.DeviceProducts, LossPasses):
     """One launch a pass, and the bare product of cuBLAS or hipBLASLt."""
+
+    workspace = ON_GPU
+    fewest_rows = 1024
 
     def normalize(
         self, rows: Rows, dtype: torch.dtype, *, norms: Tensor | None = None, along: Tensor | None = None
@@ -152,6 +158,13 @@ class _Passes(around_product.DeviceProducts):
         if grad_divisor is not None and shares is not None:
             torch.sum(shares, 1, out=grad_divisor)
         return out
+
+    def scaled_features(self, rows: Rows, dtype: torch.dtype, intake: Intake) -> tuple[Tensor, Tensor | None, Tensor]:
+        sums = take_in(rows.a, intake)
+        return *scaled(self, rows, dtype), rows.a.new_empty(0, dtype=torch.float32) if sums is None else sums
+
+    def cross_entropy(self, z: Tensor, loss: Loss, classes: int, **options: Any) -> None:
+        row_loss(z, loss, classes, **options)
 
 
 def _launch(kernel: Any, rows: Rows, **arguments: Any) -> None:

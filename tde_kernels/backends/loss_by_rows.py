@@ -1,52 +1,39 @@
-"""Cross entropy that never stores the logits: they live for a chunk of rows at a time.
+"""Cross entropy and its gradients for some rows at a time, of operands that are scaled once: three products in all.
 
-The loss's gradient takes the place of a chunk's logits, and both operands' gradients are taken from it before the next
-chunk. A step so costs its three products, in a workspace of :data:`WORKSPACE` bytes beside the scaled operands.
+The gradient takes the place of a chunk's logits, and both operands' gradients are taken from it before the next chunk.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tde_kernels.backends.around_product import Passes
-from tde_kernels.backends.grouped import Grouped, Loss, Rows, Wants
+from tde_kernels.backends.grouped import Grouped, Intake, Loss, Rows, Wants
+from tde_kernels.backends.loss_passes import LossPasses, scaled
 
-WORKSPACE = 12 << 20  # bytes of logits
 _CLASSES_AT_ONCE = 1 << 13  # of a product: libraries copy their operands
 
 
-class LossPasses(Passes, Protocol):
-    """What a backend has to offer beside its passes around a product."""
-
-    def cross_entropy(self, z: Tensor, loss: Loss, losses: Tensor, *, gradient: bool) -> None:
-        """Fills ``losses [B]`` from logits ``z [B, C]``; the gradient of their sum replaces these if asked for."""
-        ...
+def rows_at_once(passes: LossPasses, p: Grouped, dtype: torch.dtype) -> int:
+    """How many rows of logits fit in the workspace."""
+    return passes.workspace // (p.w.shape[0] * dtype.itemsize)
 
 
-def cross_entropy(
-    passes: LossPasses,
-    p: Grouped,
-    loss: Loss,
-    wants: Wants,
-    dtype: torch.dtype,
-    normalize_features: Callable[..., Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See ``tde::cross_entropy``: losses ``[B]``, and the gradients of their sum that are wanted, else empty."""
+def run(
+    passes: LossPasses, p: Grouped, loss: Loss, intake: Intake, wants: Wants, dtype: torch.dtype, losses: Tensor
+) -> tuple[Tensor, ...]:
+    """Fills ``losses [B]``; the gradients of their sum that are wanted, else empty, and the feature sum."""
     batch, classes = p.x.shape[0], p.w.shape[0]
-    x_hat, x_norms = _scaled(passes, p.features, dtype, normalize_features)
-    w_hat, w_norms = _scaled(passes, p.weights, dtype)
+    x_hat, x_norms, feature_sum = passes.scaled_features(p.features, dtype, intake)
+    w_hat, w_norms = scaled(passes, p.weights, dtype)
     wants_w = wants.w or wants.class_scale
     grad_x, grad_w = (_Gradient(passes, a) for a in (p.x, p.w))
-    losses = p.x.new_empty(batch, dtype=torch.float32)
-    rows = max(1, WORKSPACE // (classes * dtype.itemsize))
+    rows = rows_at_once(passes, p, dtype)
     for begin in range(0, batch, rows):
         chunk = slice(begin, min(begin + rows, batch))
         z = _logits(passes, x_hat[chunk], w_hat)
-        passes.cross_entropy(z, _of_rows(loss, chunk), losses[chunk], gradient=wants.x or wants_w)
+        passes.cross_entropy(z, _of_rows(loss, chunk), classes, losses=losses[chunk], gradient=True)
         if wants.x:
             grad_x.put(chunk, z, w_hat)
         if wants_w:
@@ -54,23 +41,13 @@ def cross_entropy(
         del z  # before the next chunk's are there
     dscale = p.w.new_empty(classes if wants.class_scale else 0, dtype=torch.float32)
     return (
-        losses,
         grad_x.finish(p.features, x_norms) if wants.x else p.x.new_empty(0, dtype=torch.float32),
         grad_w.finish(p.weights, w_norms, dscale if wants.class_scale else None)
         if wants_w
         else p.w.new_empty(0, dtype=torch.float32),
         dscale,
+        feature_sum,
     )
-
-
-def _scaled(
-    passes: Passes, rows: Rows, dtype: torch.dtype, normalize: Callable[..., Tensor] | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """The scaled rows and their norms, which are those of the input where nothing scales it."""
-    if rows.untouched(dtype):
-        return rows.a, None
-    norms = rows.a.new_empty((rows.a.shape[0], rows.num_heads), dtype=torch.float32)
-    return (normalize or passes.normalize)(rows, dtype, norms=norms), norms
 
 
 def _of_rows(loss: Loss, rows: slice) -> Loss:
@@ -98,7 +75,7 @@ def _logits(passes: Passes, x_hat: Tensor, w_hat: Tensor) -> Tensor:
 
 
 class _Gradient:
-    """The gradient ``[R, D]`` of scaled rows, put together chunk by chunk; one chunk's is taken as it is."""
+    """The gradient ``[R, D]`` of scaled rows, put together chunk by chunk."""
 
     def __init__(self, passes: Passes, like: Tensor):
         self._product = passes.wide_product
@@ -114,32 +91,25 @@ class _Gradient:
             part = part.float()
         for some in others:
             part += self._product(z[:, some], w_hat[some].t())
-        if part.shape[0] == self._like.shape[0]:
-            self._value = part
-            return
         if self._value is None:
             self._value = self._like.new_empty(self._like.shape, dtype=part.dtype)
         self._value[chunk] = part
 
     def add(self, z: Tensor, x_hat: Tensor) -> None:
-        """All rows gain ``z^T x_hat``, in float32 where that is not all there is."""
-        parts = _some_classes(z.shape[1])
-        if self._value is None and len(parts) == 1:
-            self._value = self._product(z.t(), x_hat.t())
-            return
+        """All rows gain ``z^T x_hat``, in float32."""
         first = self._value is None
-        total = self._like.new_empty(self._like.shape, dtype=torch.float32) if self._value is None else self._value
-        self._value = total = total.float()
-        for some in parts:
+        if self._value is None:
+            self._value = self._like.new_empty(self._like.shape, dtype=torch.float32)
+        for some in _some_classes(z.shape[1]):
             part = self._product(z[:, some].t(), x_hat.t())
             if first:
-                total[some] = part
+                self._value[some] = part
             else:
-                total[some] += part
+                self._value[some] += part
 
     def finish(self, rows: Rows, norms: Tensor | None, grad_divisor: Tensor | None = None) -> Tensor:
         """The gradient of the rows themselves, in their dtype; fills that of their divisor."""
-        value = self._like.new_zeros(self._like.shape) if self._value is None else self._value
+        assert self._value is not None
         if norms is None:
-            return value.to(rows.a.dtype)
-        return self._backward(rows, value, norms, grad_divisor)
+            return self._value.to(rows.a.dtype)
+        return self._backward(rows, self._value, norms, grad_divisor)

@@ -1,0 +1,72 @@
+"""Cross entropy in a bounded workspace: logits are stored whole where they fit in it, else some at a time.
+
+Three ways, by size (see :func:`way`):
+
+- **whole**: the backend's own logits, one pass that puts their gradient in their place, the backend's own gradients;
+- **rows**: the same for some rows at a time, of operands that are scaled once: three products for a training step;
+- **classes**: some classes at a time, and again for the gradients: four products, and no memory but the workspace and
+  :data:`SUMS` numbers a row.
+
+The first two take the gradients along in the forward, where one number is upstream of all losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tde_kernels.backends import loss_by_classes, loss_by_rows
+from tde_kernels.backends.core import Kept
+from tde_kernels.backends.grouped import Grouped, Intake, Loss, Wants
+from tde_kernels.backends.loss_passes import SUMS, LossPasses
+
+
+@dataclass(frozen=True)
+class FusedLoss:
+    """The cross entropy of one backend, made of its passes and of its ops on logits."""
+
+    passes: LossPasses
+    logits: Callable[[Grouped, Intake, torch.dtype], tuple[Tensor, ...]]
+    logits_backward: Callable[[Grouped, Tensor, Kept, Wants], tuple[Tensor, Tensor, Tensor]]
+
+    def way(self, p: Grouped, dtype: torch.dtype) -> str:
+        """whole, rows or classes, from shapes and dtypes alone."""
+        batch, rows = p.x.shape[0], loss_by_rows.rows_at_once(self.passes, p, dtype)
+        if rows >= batch:
+            return "whole"
+        # the gradients of a sum of losses are there before what comes upstream: float16 could not hold them unscaled
+        return "rows" if rows >= self.passes.fewest_rows and dtype != torch.float16 else "classes"
+
+    def takes_gradients_along(self, p: Grouped, dtype: torch.dtype) -> bool:
+        """Whether the forward should be asked for gradients, where one number is upstream of all losses."""
+        return dtype != torch.float16 and self.way(p, dtype) != "classes"
+
+    def forward(self, p: Grouped, loss: Loss, intake: Intake, wants: Wants, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """See ``tde::cross_entropy``."""
+        losses = p.x.new_empty(p.x.shape[0], dtype=torch.float32)
+        sums = p.x.new_empty((0 if any(wants) else p.x.shape[0], SUMS), dtype=torch.float32)
+        nothing = [p.x.new_empty(0, dtype=torch.float32) for _ in range(3)]
+        way = self.way(p, dtype)
+        if way == "whole":
+            z, *saved, feature_sum = self.logits(p, intake, dtype)
+            kept = None if any(wants) else sums
+            self.passes.cross_entropy(z, loss, p.w.shape[0], sums=kept, losses=losses, gradient=any(wants))
+            gradients = list(self.logits_backward(p, z, Kept(*saved), wants)) if any(wants) else nothing
+        elif any(wants):
+            *gradients, feature_sum = loss_by_rows.run(self.passes, p, loss, intake, wants, dtype, losses)
+        else:
+            gradients, feature_sum = nothing, loss_by_classes.take(self.passes, p, loss, intake, dtype, losses, sums)
+        return losses, *gradients, sums, feature_sum
+
+    def backward(
+        self, p: Grouped, loss: Loss, sums: Tensor, wants: Wants, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``tde::cross_entropy_backward``."""
+        if self.way(p, dtype) != "whole":
+            return loss_by_classes.gradients(self.passes, p, loss, sums, wants, dtype)
+        z, *saved, _ = self.logits(p, Intake(), dtype)
+        self.passes.cross_entropy(z, loss, p.w.shape[0], sums=sums, take=False, gradient=True)
+        return self.logits_backward(p, z, Kept(*saved), wants)

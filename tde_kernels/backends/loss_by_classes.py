@@ -1,0 +1,74 @@
+"""Cross entropy for some classes at a time, in a workspace that knows no number of classes.
+
+What is known of each row's softmax is carried from one chunk of classes to the next, and kept for the gradients, which
+multiply once more. The weights' gradient is complete with each chunk: nothing of the size of the weights is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tde_kernels.backends.grouped import Grouped, Intake, Loss, Rows, Wants
+from tde_kernels.backends.loss_passes import LossPasses, scaled
+
+_MULTIPLE = 64  # of classes at a time: their logits then start on whole cache lines
+
+
+def _chunks(passes: LossPasses, p: Grouped, dtype: torch.dtype) -> Iterator[slice]:
+    """Classes whose logits and scaled weights fit in the workspace together."""
+    classes = p.w.shape[0]
+    most = passes.workspace // ((p.x.shape[0] + p.x.shape[1]) * dtype.itemsize)
+    step = max(1, most - most % _MULTIPLE if most > _MULTIPLE else most)
+    for begin in range(0, classes, step):
+        yield slice(begin, min(begin + step, classes))
+
+
+def _some(rows: Rows, chunk: slice) -> Rows:
+    return replace(rows, a=rows.a[chunk], divisor=None if rows.divisor is None else rows.divisor[chunk])
+
+
+def take(
+    passes: LossPasses, p: Grouped, loss: Loss, intake: Intake, dtype: torch.dtype, losses: Tensor, sums: Tensor
+) -> Tensor:
+    """Fills ``losses [B]`` and ``sums [B, SUMS]``; returns the feature sum."""
+    classes = p.w.shape[0]
+    x_hat, _, feature_sum = passes.scaled_features(p.features, dtype, intake)
+    for chunk in _chunks(passes, p, dtype):
+        w_hat, _ = scaled(passes, _some(p.weights, chunk), dtype)
+        z = passes.product(x_hat, w_hat)
+        last = losses if chunk.stop == classes else None
+        passes.cross_entropy(z, loss, classes, first=chunk.start, sums=sums, losses=last)
+    return feature_sum
+
+
+def gradients(
+    passes: LossPasses, p: Grouped, loss: Loss, sums: Tensor, wants: Wants, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the losses' sum that are wanted, else empty."""
+    classes = p.w.shape[0]
+    wants_w = wants.w or wants.class_scale
+    x_hat, x_norms = scaled(passes, p.features, dtype)
+    dx_hat = p.x.new_zeros(p.x.shape if wants.x else (0,), dtype=torch.float32)
+    dw = p.w.new_empty(p.w.shape) if wants_w else p.w.new_empty(0, dtype=torch.float32)
+    dscale = p.w.new_empty(classes if wants.class_scale else 0, dtype=torch.float32)
+    for chunk in _chunks(passes, p, dtype):
+        weights = _some(p.weights, chunk)
+        w_hat, w_norms = scaled(passes, weights, dtype)
+        z = passes.product(x_hat, w_hat)
+        passes.cross_entropy(z, loss, classes, first=chunk.start, sums=sums, take=False, gradient=True)
+        if wants.x:
+            dx_hat += passes.wide_product(z, w_hat.t())
+        if not wants_w:
+            continue
+        dw_hat = passes.wide_product(z.t(), x_hat.t())
+        if w_norms is not None:
+            dw_hat = passes.backward(weights, dw_hat, w_norms, dscale[chunk] if wants.class_scale else None)
+        dw[chunk] = dw_hat
+    if not wants.x:
+        return dx_hat, dw, dscale
+    dx = dx_hat.to(p.x.dtype) if x_norms is None else passes.backward(p.features, dx_hat, x_norms, None)
+    return dx, dw, dscale

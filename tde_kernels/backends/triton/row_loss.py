@@ -1,0 +1,292 @@
+"""Softmax cross entropy of rows of logits and its gradient in their place: a program takes a row, its softmax online.
+
+The sums are those of ``csrc/include/tde/cross_entropy.h``: over the classes that are no label of the row, so that no
+margin is in them and ``1 - p`` of a label is a sum of its own, precise where ``p`` is almost 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tde_kernels.backends.grouped import Loss
+from tde_kernels.backends.loss_passes import SUMS
+from tde_kernels.backends.triton import launch
+from tde_kernels.backends.triton.arithmetic import rounded
+from tde_kernels.backends.triton.norms import inverse_power
+
+_CONFIG = {"BLOCK": 1024, "num_warps": 4, "num_stages": 2}
+_SMALLEST = tl.constexpr(2.0**-126)
+
+
+class _Options(NamedTuple):
+    """A kernel's argument; pointers that are None are not read."""
+
+    target: Any  # [B] int64, and what the row counts for
+    share: Any
+    target_b: Any
+    share_b: Any
+    class_weight: Any  # [C] float32 each
+    bias: Any
+    margin: Any
+    ignored: Any
+    smoothing: Any
+    focal: Any
+    SMOOTHED: Any  # constexpr: whether the numbers above are not zero
+    FOCAL: Any
+
+
+@triton.jit
+def _base(peak):
+    """As a peak of nothing minus infinity is right, but ``exp(z - peak)`` is then no number."""
+    return tl.where(peak == float("-inf"), 0.0, peak)
+
+
+@triton.jit
+def _lowered(weight, base, peak):
+    """What ``sum w (peak - z)`` gains where the peak rises to ``base``."""
+    return tl.where(weight == 0.0, 0.0, weight * (base - _base(peak)))
+
+
+@triton.jit
+def _label(labels, row, ignored, classes):
+    """The label of a row, or -1 where there is none that counts."""
+    label = tl.load(labels + row)
+    return tl.where((label != ignored) & (label >= 0) & (label < classes), label, -1)
+
+
+@triton.jit
+def _weight(loss, label):
+    weight = tl.full(label.shape, 1.0, tl.float32)
+    if loss.class_weight is not None:
+        weight = tl.load(loss.class_weight + tl.where(label >= 0, label, 0), mask=label >= 0, other=0.0)
+    return weight
+
+
+@triton.jit
+def _sums(z, column, inside, label_a, label_b, loss, weights, peak, total, below, weight):
+    """The sums of each lane, with one more block of logits taken in."""
+    other = inside & (column != label_a) & (column != label_b)
+    z = tl.where(other, z, float("-inf"))
+    new = tl.maximum(peak, z)
+    base = _base(new)
+    total = total * tl.exp(peak - base) + tl.exp(z - base)
+    if loss.SMOOTHED:
+        weights = tl.where(other, weights, 0.0)
+        below += _lowered(weight, base, peak) + tl.where(other, weights * (base - z), 0.0)
+        weight += weights
+    return new, total, below, weight
+
+
+@triton.jit
+def _term(loss, classes, label, label_other, z, z_other, peak, total, below, weight, scale):
+    """Loss of a term, and what it adds to the gradient: ``spread p - smooth w``, at the label less ``pull``."""
+    margin = 0.0
+    known = tl.where(label >= 0, label, 0)
+    if loss.margin is not None:
+        margin = tl.load(loss.margin + known)
+    z -= margin
+    other = (label_other >= 0) & (label_other != label)
+    highest = tl.maximum(peak, z)
+    highest = tl.where(other, tl.maximum(highest, z_other), highest)
+    others = total * tl.exp(peak - highest) + tl.where(other, tl.exp(z_other - highest), 0.0)
+    everything = others + tl.exp(z - highest)
+    log_sum = tl.log(everything)
+    rest = others / everything
+    log_p = (z - highest) - log_sum  # their sum would be rounded at the peak's size
+    own_weight = _weight(loss, label)
+    own = (1.0 - loss.smoothing) * own_weight
+    share = loss.smoothing / classes
+    value = own * -log_p
+    weights = 0.0
+    if loss.SMOOTHED:
+        other_weight = tl.where(other, _weight(loss, label_other), 0.0)
+        below += own_weight * (highest - z) + tl.where(other, other_weight * (highest - z_other), 0.0)
+        below += _lowered(weight, highest, peak)
+        weights = weight + own_weight + other_weight
+        value += share * (below + weights * log_sum)
+    factor = 1.0
+    steepness = 0.0
+    if loss.FOCAL:  # (1 - p)^g and its slope; never of quite 0, where that is infinite for exponents below 1
+        factor = inverse_power(tl.maximum(rest, _SMALLEST), -loss.focal)
+        slope = loss.focal * factor / tl.maximum(rest, _SMALLEST) * tl.exp(log_p) * value
+        steepness = tl.where(rest > _SMALLEST, slope, 0.0)
+    counts = label >= 0
+    spread = tl.where(counts, scale * (factor * (own + share * weights) + steepness), 0.0)
+    pull = scale * (factor * own + steepness)
+    smooth = tl.where(counts, scale * factor * share, 0.0)
+    own_gradient = (spread - pull) * (1.0 - rest) - pull * rest
+    return scale * factor * value, highest, log_sum, spread, smooth, own_gradient
+
+
+@triton.jit
+def _ignored_value(labels, row, ignored, scale):
+    """Not a number where a mean has nothing to divide by, or the label is no class."""
+    return tl.where(tl.load(labels + row) == ignored, scale * 0.0, float("nan"))
+
+
+@triton.jit
+def _row_loss(
+    logits,
+    stride,
+    columns,
+    loss,
+    classes,
+    first,
+    sums,
+    losses,
+    BEGINS: tl.constexpr,
+    TAKE: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    LENGTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    own = logits + row * stride
+    lane = tl.arange(0, BLOCK)
+    label_a = _label(loss.target, row, loss.ignored, classes)
+    label_b = label_a * 0 - 1
+    if loss.target_b is not None:
+        label_b = _label(loss.target_b, row, loss.ignored, classes)
+
+    if TAKE:
+        peaks = tl.full((BLOCK,), float("-inf"), tl.float32)
+        totals = tl.zeros((BLOCK,), tl.float32)
+        belows = tl.zeros((BLOCK,), tl.float32)
+        weights = tl.zeros((BLOCK,), tl.float32)
+        at_a = tl.zeros((BLOCK,), tl.float32)
+        at_b = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, columns, BLOCK):
+            place = tl.cast(start, tl.int64) + lane
+            column = first + place
+            inside = place < columns
+            z = tl.load(own + place, mask=inside, other=0.0).to(tl.float32)
+            if loss.bias is not None:
+                z += tl.load(loss.bias + column, mask=inside, other=0.0)
+            each = tl.full((BLOCK,), 1.0, tl.float32)
+            if loss.class_weight is not None:
+                if loss.SMOOTHED:
+                    each = tl.load(loss.class_weight + column, mask=inside, other=0.0)
+            at_a += tl.where(column == label_a, z, 0.0)
+            at_b += tl.where(column == label_b, z, 0.0)
+            peaks, totals, belows, weights = _sums(
+                z, column, inside, label_a, label_b, loss, each, peaks, totals, belows, weights
+            )
+        peak = tl.max(peaks, 0)
+        base = _base(peak)
+        total = tl.sum(totals * tl.exp(peaks - base), 0)
+        below = tl.sum(belows + _lowered(weights, base, peaks), 0)
+        weight = tl.sum(weights, 0)
+        logit_a = tl.sum(at_a, 0)
+        logit_b = tl.sum(at_b, 0)
+        if not BEGINS:
+            before = tl.load(sums + row * LENGTH)
+            peak_before = before
+            new = tl.maximum(peak, before)
+            base = _base(new)
+            total = total * tl.exp(peak - base) + tl.load(sums + row * LENGTH + 1) * tl.exp(peak_before - base)
+            weight_before = tl.load(sums + row * LENGTH + 3)
+            below += _lowered(weight, base, peak)
+            below += tl.load(sums + row * LENGTH + 2) + _lowered(weight_before, base, peak_before)
+            weight += weight_before
+            logit_a += tl.load(sums + row * LENGTH + 4)
+            logit_b += tl.load(sums + row * LENGTH + 5)
+            peak = new
+        if sums is not None:
+            tl.debug_barrier()  # all have read what is replaced
+            tl.store(sums + row * LENGTH, peak)
+            tl.store(sums + row * LENGTH + 1, total)
+            tl.store(sums + row * LENGTH + 2, below)
+            tl.store(sums + row * LENGTH + 3, weight)
+            tl.store(sums + row * LENGTH + 4, logit_a)
+            tl.store(sums + row * LENGTH + 5, logit_b)
+    else:
+        peak = tl.load(sums + row * LENGTH)
+        total = tl.load(sums + row * LENGTH + 1)
+        below = tl.load(sums + row * LENGTH + 2)
+        weight = tl.load(sums + row * LENGTH + 3)
+        logit_a = tl.load(sums + row * LENGTH + 4)
+        logit_b = tl.load(sums + row * LENGTH + 5)
+
+    if losses is not None or GRADIENT:
+        scale = tl.load(loss.share + row)
+        value, peak_a, log_a, spread_a, smooth, gradient_a = _term(
+            loss, classes, label_a, label_b, logit_a, logit_b, peak, total, below, weight, scale
+        )
+        value = tl.where(label_a >= 0, value, _ignored_value(loss.target, row, loss.ignored, scale))
+        base = _base(peak)
+        spread = spread_a * tl.exp((base - peak_a) - log_a)
+        gradient_b = gradient_a
+        if loss.target_b is not None:
+            scale_b = tl.load(loss.share_b + row)
+            value_b, peak_b, log_b, spread_b, smooth_b, gradient_b = _term(
+                loss, classes, label_b, label_a, logit_b, logit_a, peak, total, below, weight, scale_b
+            )
+            value_b = tl.where(label_b >= 0, value_b, _ignored_value(loss.target_b, row, loss.ignored, scale_b))
+            value += value_b
+            # a term of no label has nothing to add, where its own numbers may be none
+            spread = tl.where(label_a >= 0, spread, 0.0)
+            spread += tl.where(label_b >= 0, spread_b * tl.exp((base - peak_b) - log_b), 0.0)
+            smooth += smooth_b
+            same = label_a == label_b
+            own_a = tl.where(label_a >= 0, gradient_a, 0.0)
+            own_b = tl.where(label_b >= 0, gradient_b, 0.0)
+            across_a = tl.where(label_b >= 0, spread_b * tl.exp((logit_a - peak_b) - log_b), 0.0)
+            across_b = tl.where(label_a >= 0, spread_a * tl.exp((logit_b - peak_a) - log_a), 0.0)
+            gradient_a = own_a + tl.where(same, own_b, across_a)
+            gradient_b = own_b + tl.where(same, own_a, across_b)
+        if losses is not None:
+            tl.store(losses + row, value)
+        if GRADIENT:
+            nothing = ((label_a < 0) & (label_b < 0)) | (value != value)
+            for start in range(0, columns, BLOCK):
+                place = tl.cast(start, tl.int64) + lane
+                column = first + place
+                inside = place < columns
+                z = tl.load(own + place, mask=inside, other=0.0).to(tl.float32)
+                if loss.bias is not None:
+                    z += tl.load(loss.bias + column, mask=inside, other=0.0)
+                gradient = spread * tl.exp(z - base)
+                gradient = tl.where(column == label_a, gradient_a, gradient)
+                gradient = tl.where(column == label_b, gradient_b, gradient)
+                if loss.SMOOTHED:
+                    each = tl.full((BLOCK,), 1.0, tl.float32)
+                    if loss.class_weight is not None:
+                        each = tl.load(loss.class_weight + column, mask=inside, other=0.0)
+                    gradient -= smooth * each
+                gradient = tl.where(nothing, value, gradient)
+                tl.store(own + place, rounded(gradient, logits.dtype.element_ty), mask=inside)
+
+
+def row_loss(
+    z: Tensor,
+    loss: Loss,
+    classes: int,
+    *,
+    first: int = 0,
+    take: bool = True,
+    sums: Tensor | None = None,
+    losses: Tensor | None = None,
+    gradient: bool = False,
+) -> None:
+    """See :meth:`tde_kernels.backends.loss_passes.LossPasses.cross_entropy`."""
+    smoothed, focal = tl.constexpr(loss.label_smoothing > 0), tl.constexpr(loss.focal_exponent != 0)
+    numbers = loss.ignore_index, loss.label_smoothing, loss.focal_exponent
+    arguments = {
+        "logits": z,
+        "stride": z.stride(0),
+        "columns": z.shape[1],
+        "loss": _Options(*loss[:7], *numbers, smoothed, focal),
+        "classes": classes,
+        "first": first,
+        "sums": sums,
+        "losses": losses,
+        "BEGINS": first == 0,
+        "TAKE": take,
+        "GRADIENT": gradient,
+        "LENGTH": SUMS,
+    }
+    launch.run(_row_loss, z.shape[0], z.device, arguments, _CONFIG)
