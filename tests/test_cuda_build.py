@@ -50,7 +50,18 @@ def test_no_kernel_spills() -> None:
     text = cuobjdump("--dump-resource-usage")
     usage = re.findall(r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     kernels = {name for name, *_ in usage}
-    for wanted in ("sum_and_fold", "fold", "normalize", "project", "exempt", "forward", "gradient", "tiled", "hopper"):
+    for wanted in (
+        "sum_and_fold",
+        "fold",
+        "normalize",
+        "project",
+        "exempt",
+        "row_loss",
+        "forward",
+        "gradient",
+        "tiled",
+        "hopper",
+    ):
         assert any(wanted in name for name in kernels), f"no kernel {wanted} among {sorted(kernels)}"
     codes = len([a for a in architectures() if not a.endswith("-virtual")])
     assert len(usage) == codes * len(kernels)  # each kernel on each architecture

@@ -32,7 +32,7 @@ class _Passes(LossPasses):
     """The passes of the compiled core."""
 
     workspace = ON_CPU
-    fewest_rows = 48
+    fewest_rows = 1024
 
     def normalize(
         self,

@@ -19,9 +19,9 @@ _MULTIPLE = 64  # of classes at a time: their logits then start on whole cache l
 
 
 def _chunks(passes: LossPasses, p: Grouped, dtype: torch.dtype) -> Iterator[slice]:
-    """Classes whose logits and scaled weights fit in the workspace together."""
+    """Classes whose logits and scaled weights fit in half the workspace; their products' results take the rest."""
     classes = p.w.shape[0]
-    most = passes.workspace // ((p.x.shape[0] + p.x.shape[1]) * dtype.itemsize)
+    most = passes.workspace // 2 // ((p.x.shape[0] + p.x.shape[1]) * dtype.itemsize)
     step = max(1, most - most % _MULTIPLE if most > _MULTIPLE else most)
     for begin in range(0, classes, step):
         yield slice(begin, min(begin + step, classes))

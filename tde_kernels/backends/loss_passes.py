@@ -11,7 +11,7 @@ from tde_kernels.backends.around_product import Passes
 from tde_kernels.backends.grouped import Intake, Loss, Rows
 
 SUMS = 6  # numbers that are kept of a row's softmax, as in csrc/include/tde/cross_entropy.h
-ON_CPU = 12 << 20  # bytes of logits at a time: larger ones leave the cache before their gradient is used
+ON_CPU = 24 << 20  # bytes; more leaves the cache before it is used again
 ON_GPU = 256 << 20  # an estimate, not measured
 
 
