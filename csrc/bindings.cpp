@@ -1,6 +1,7 @@
 // tde_kernels._C: addresses and sizes in, status out. Every call releases the GIL; a bad status is a RuntimeError.
 #include "bindings.h"
 
+#include "tde/alpha_sweep.h"
 #include "tde/background_exempt.h"
 #include "tde/build_info.h"
 #include "tde/cross_entropy.h"
@@ -62,6 +63,19 @@ void cross_entropy(const tde::Matrix& logits, const tde::CrossEntropy& loss, con
   raise_unless_ok(tde::cross_entropy(logits, loss, pass, threads));
 }
 
+void alpha_sweep(const tde::Matrix& logits, Address row_projections, Address class_projections, int64_t heads,
+                 Address alphas, int64_t steps, Address winners, int threads) {
+  const tde::Lines lines{logits, at<const float>(row_projections), at<const float>(class_projections), heads};
+  raise_unless_ok(tde::alpha_sweep(lines, at<const double>(alphas), steps, at<int64_t>(winners), logits.rows, threads));
+}
+
+void alpha_segments(const tde::Matrix& logits, Address row_projections, Address class_projections, int64_t heads,
+                    int64_t most, Address starts, Address classes, Address counts, int threads) {
+  const tde::Lines lines{logits, at<const float>(row_projections), at<const float>(class_projections), heads};
+  raise_unless_ok(
+      tde::alpha_segments(lines, most, at<double>(starts), at<int64_t>(classes), at<int64_t>(counts), threads));
+}
+
 tde::RowTransform row_transform(int64_t heads, float offset, float power, float scale, Address divisor,
                                 Address direction, Address alpha) {
   return {heads, {offset, power}, scale, at<const float>(divisor), at<const float>(direction), at<const float>(alpha)};
@@ -110,6 +124,11 @@ PYBIND11_MODULE(_C, m) {
   py::class_<tde::LossPass>(m, "LossPass")
       .def(py::init(&loss_pass), "first"_a, "take"_a, "sums"_a, "losses"_a, "gradient"_a);
   m.def("cross_entropy", &cross_entropy, no_gil, "logits"_a, "loss"_a, "pass"_a, "threads"_a);
+
+  m.def("alpha_sweep", &alpha_sweep, no_gil, "logits"_a, "row_projections"_a, "class_projections"_a, "heads"_a,
+        "alphas"_a, "steps"_a, "winners"_a, "threads"_a);
+  m.def("alpha_segments", &alpha_segments, no_gil, "logits"_a, "row_projections"_a, "class_projections"_a, "heads"_a,
+        "most"_a, "starts"_a, "classes"_a, "counts"_a, "threads"_a);
 
 #ifdef TDE_HAS_CUDA
   bind_cuda(m);

@@ -16,8 +16,9 @@ from tde_kernels.backends.product import LIBRARY
 
 # Public functions that are, as yet, plain torch around fused logits, everywhere or on the CPU
 _COMPOSED = {
-    "topk": "on the CPU and with CUDA fused logits, then torch's sort",
-    "alpha_sweep": "on the CPU and with CUDA fused product and projections, then torch's argmax for each alpha",
+    "topk": "on the CPU and with CUDA the logits of some classes at a time, then torch's topk",
+    "alpha_sweep": "with CUDA the logits of some rows at a time, then torch's argmax for each alpha",
+    "alpha_segments": "on a GPU the logits of some rows at a time, then torch's operations along the envelope",
 }
 
 

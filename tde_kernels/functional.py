@@ -27,7 +27,10 @@ from torch import Tensor
 from tde_kernels import checks, distributed, ops, reference
 from tde_kernels.backends import select
 from tde_kernels.backends.grouped import Intake, Loss
+from tde_kernels.envelope import Envelope
 from tde_kernels.normalizers import Classifier
+
+_USUAL_SEGMENTS = 32  # a sample's winners over all alphas; more are asked for a second time
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -514,6 +517,53 @@ def alpha_sweep(
 
 
 @torch.no_grad()
+def alpha_segments(
+    x: Tensor,
+    w: Tensor,
+    direction: Tensor,
+    *,
+    num_heads: int,
+    tau: float,
+    gamma: float = 0.0,
+    normalizer: str = "deconfound",
+    exponent: float = 1.0,
+    class_scale: Tensor | None = None,
+    backend: str | None = None,
+) -> Envelope:
+    """The predicted class of Eq. 8 for every alpha, exactly: the segments of alpha on which each class wins.
+
+    Logits are lines in alpha; of one product in float32, where lines cross is computed in float64. For analysis, not
+    for a hot path: the number of segments depends on the data, and is read.
+
+    Returns:
+        An :class:`~tde_kernels.envelope.Envelope` of the ``N`` features of ``x [..., D]``, flat.
+    """
+    classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
+    checks.counterfactual(x, direction, 0.0)
+    chosen = select("alpha_segments", x.device.type, x.dtype, backend)
+    rows = x.reshape(-1, x.shape[-1])
+    if chosen == "reference":
+        return reference.alpha_segments(
+            rows,
+            w,
+            direction,
+            num_heads=num_heads,
+            tau=tau,
+            gamma=gamma,
+            normalizer=normalizer,
+            exponent=exponent,
+            class_scale=class_scale,
+        )
+    most = _USUAL_SEGMENTS
+    while True:
+        starts, classes, counts = ops.alpha_segments(rows, w, direction, classifier, most, backend=chosen)
+        found = int(counts.max()) if len(counts) else 0
+        if found <= most:
+            return Envelope.packed(starts, classes, counts)
+        most = found
+
+
+@torch.no_grad()
 def topk(
     x: Tensor,
     w: Tensor,
@@ -531,7 +581,7 @@ def topk(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` largest logits of Eq. 8 (of Eq. 7 without a direction) and their classes, both ``[..., k]``.
 
-    In descending order; ties go to the lowest class. On Triton the logits are never stored.
+    In descending order; ties go to the lowest class. No logits are stored but those of some classes at a time.
     """
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.at_most(k, w.shape[0], "k")

@@ -263,31 +263,74 @@ class FusedTDEHead(nn.Module):
         return torch.stack([self._exempt(x, alpha).argmax(-1) for alpha in steps])
 
     @torch.no_grad()
+    def alpha_curve(
+        self,
+        x: Tensor,
+        y: Tensor,
+        metric: str = "mean_per_class",
+        *,
+        class_counts: Tensor | Sequence[int] | None = None,
+    ) -> metrics.Curve:
+        """The score of evaluation for every alpha, exactly (the paper's Figure 4), of features ``x [N, D]``.
+
+        Args:
+            y: int64 ``[N]``.
+            metric: a name, as for :meth:`choose_alpha`.
+            class_counts: as there.
+
+        Raises:
+            ValueError: the head has a background class: Eq. 9 is no line in alpha.
+        """
+        if self.background_index is not None:
+            raise ValueError("a head with background_index has no exact curve; sweep alphas instead")
+        self._check_validation(x, y)
+        score = metrics.Score.named(metric, y, self.num_classes, class_counts)
+        return score.curve(F.alpha_segments(x, self.weight, self.head_direction, **self._family), y)
+
+    def _check_validation(self, x: Tensor, y: Tensor) -> None:
+        checks.features(x, self.in_features)
+        if x.shape[0] == 0:
+            raise ValueError("x must not be empty, got 0 features")
+        checks.labels(y, self.num_classes, -100, x.shape[:-1], "y")
+
+    @torch.no_grad()
     def choose_alpha(
         self,
         x: Tensor,
         y: Tensor,
-        alphas: Tensor | Sequence[float],
+        alphas: Tensor | Sequence[float] | None = None,
         metric: str | Callable[[Tensor, Tensor], float] = "mean_per_class",
+        *,
+        class_counts: Tensor | Sequence[int] | None = None,
     ) -> float:
-        """Sets ``head.alpha`` to the one of ``alphas`` that does best on validation features ``x [N, D]``.
+        """Sets ``head.alpha`` to the one that does best on validation features ``x [N, D]``.
 
-        Never call it on test data. Ties go to the smallest alpha.
+        Never call it on test data.
 
         Args:
             y: int64 ``[N]``.
-            metric: "accuracy", "mean_per_class", or a function of predictions and labels, larger being better.
+            alphas: those to choose from, ties to the smallest. None: every alpha from 0 on, exactly; the middle of the
+                first best interval is taken (see :meth:`tde_kernels.metrics.Curve.best`).
+            metric: "accuracy", "mean_per_class" (over the classes present), "harmonic_mean_of_shots" (of the means over
+                classes with many, medium and few training samples: above 100, 20 to 100, below 20), or a function of
+                predictions and labels, larger being better, for which alphas are needed.
+            class_counts: ``[C]``, training samples of each class, for the harmonic mean.
 
         Returns:
             The alpha chosen.
         """
-        score = metrics.resolve(metric, self.num_classes)
-        candidates = sorted(checks.alphas(alphas, torch.device("cpu")).tolist())
-        if not candidates or x.shape[0] == 0:
-            raise ValueError(f"alphas and x must not be empty, got {len(candidates)} alphas and {x.shape[0]} features")
-        checks.labels(y, self.num_classes, -100, x.shape[:-1], "y")
-        scores = [float(score(predicted, y)) for predicted in self.alpha_sweep(x, candidates)]
-        chosen: float = candidates[max(range(len(scores)), key=scores.__getitem__)]
+        if alphas is None:
+            if not isinstance(metric, str):
+                raise ValueError("alphas are needed where metric is a function, got None")
+            chosen = self.alpha_curve(x, y, metric, class_counts=class_counts).best()
+        else:
+            self._check_validation(x, y)
+            candidates = sorted(checks.alphas(alphas, torch.device("cpu")).tolist())
+            if not candidates:
+                raise ValueError("alphas must not be empty")
+            score = metrics.resolve(metric, y, self.num_classes, class_counts)
+            scores = [float(score(predicted, y)) for predicted in self.alpha_sweep(x, candidates)]
+            chosen = candidates[max(range(len(scores)), key=scores.__getitem__)]
         self.alpha = chosen
         return chosen
 

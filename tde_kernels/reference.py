@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from tde_kernels import checks, distributed
+from tde_kernels.envelope import Envelope, segments
 from tde_kernels.normalizers import Classifier, NormFactor
 
 
@@ -391,6 +392,30 @@ def winners(total: Tensor, along_x: Tensor, along_w: Tensor, alphas: Tensor) -> 
     for step, alpha in zip(result, alphas, strict=True):
         torch.argmax(total - alpha * correction, -1, out=step)
     return result
+
+
+@torch.no_grad()
+def alpha_segments(
+    x: Tensor,
+    w: Tensor,
+    direction: Tensor,
+    *,
+    num_heads: int,
+    tau: float,
+    gamma: float = 0.0,
+    normalizer: str = "deconfound",
+    exponent: float = 1.0,
+    class_scale: Tensor | None = None,
+) -> Envelope:
+    """The predicted class of Eq. 8 for every alpha: the upper envelope of the logits as lines in alpha.
+
+    Returns:
+        The segments of the ``N`` features of ``x [..., D]``, flat.
+    """
+    classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
+    checks.counterfactual(x, direction, 0.0)
+    total, along_x, along_w = effects(x.reshape(-1, x.shape[-1]), w, direction, classifier)
+    return Envelope.packed(*segments(total, _product(along_x, along_w), w.shape[0]))
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "background_exempt": {"x": X, "w": W, "direction": DIRECTION, "alpha": 1.0, "background_index": 0, **FAMILY},
     "grouped_cross_entropy": {"x": X, "w": W, "target": Y, **FAMILY},
     "alpha_sweep": {"x": X, "w": W, "direction": DIRECTION, "alphas": [0.0, 1.0], **FAMILY},
+    "alpha_segments": {"x": X, "w": W, "direction": DIRECTION, **FAMILY},
     "topk": {"x": X, "w": W, "k": 2, "direction": DIRECTION, "alpha": 1.0, **FAMILY},
 }
 CLASSIFIERS = tuple(name for name, arguments in GOOD.items() if "w" in arguments)

@@ -270,8 +270,11 @@ def test_metrics_differ_where_classes_do() -> None:
 def test_choose_alpha_refuses() -> None:
     head, x, y = biased_problem()
     for arguments, message in [
-        ((x, y, []), "alphas and x must not be empty"),
-        ((x[:0], y[:0], [1.0]), "alphas and x must not be empty"),
+        ((x, y, []), "alphas must not be empty"),
+        ((x[:0], y[:0], [1.0]), "x must not be empty, got 0 features"),
+        ((x, y, None, lambda p, y: 0.0), "alphas are needed where metric is a function"),
+        ((x, y, [1.0], "harmonic_mean_of_shots"), r"class_counts \[C\] of the training set are wanted"),
+        ((x, y - 101, [1.0]), r"y must be in \[0, 2\)"),
         ((x, y, [1.0, float("nan")]), "alphas must be finite"),
         ((x, y + 1, [1.0]), r"y must be in \[0, 2\)"),
         ((x, y[:2], [1.0]), r"y must have shape \(4,\), got \(2,\)"),

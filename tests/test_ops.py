@@ -92,6 +92,8 @@ def test_inference_ops(normalizer: str, fused: Fused) -> None:
     operands, keywords = arguments(normalizer, torch.float32, backend, device)
     alphas = torch.tensor([0.0, 1.5], dtype=torch.float64, device=device)
     torch.library.opcheck(torch.ops.tde.alpha_sweep.default, (*operands, None, alphas), keywords, test_utils=UTILS)
+    segments = dict(keywords, most=4)
+    torch.library.opcheck(torch.ops.tde.alpha_segments.default, (*operands, None), segments, test_utils=UTILS)
     for log, dtype in ((True, torch.float32), (False, torch.bfloat16)):
         options = dict(keywords, background=2, log=log, dtype=dtype)
         exempt = (*operands, torch.tensor(1.5, device=device))
@@ -144,6 +146,7 @@ def test_every_op_is_tested_here() -> None:
         "fold_ema_",
         "background_exempt",
         "alpha_sweep",
+        "alpha_segments",
         "topk",
     }
 

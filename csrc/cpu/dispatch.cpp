@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "check.h"
+#include "tde/alpha_sweep.h"
 #include "tde/background_exempt.h"
 #include "tde/cross_entropy.h"
 
@@ -106,6 +107,36 @@ Status cross_entropy(const Matrix& logits, const CrossEntropy& loss, const LossP
   Check check("cross_entropy");
   check.cpu_matrix(logits, "logits").loss(logits, loss, pass);
   if (check.status().ok()) choice().kernels->cross_entropy(logits, loss, pass, threads);
+  return check.status();
+}
+
+namespace {
+
+void check_lines(Check& check, const Lines& lines) {
+  check.cpu_matrix(lines.logits, "logits");
+  check.that(lines.logits.dtype == DType::f32, "logits must be float32: they are compared with one another");
+  check.that(lines.logits.cols > 0 || lines.logits.rows == 0, "there are no classes");
+  check.that(lines.heads >= 1 && lines.class_projections && (lines.row_projections || lines.logits.rows == 0),
+             "at least one head and its projections are needed");
+}
+
+}  // namespace
+
+Status alpha_sweep(const Lines& lines, const double* alphas, int64_t steps, int64_t* winners, int64_t stride,
+                   int threads) {
+  Check check("alpha_sweep");
+  check_lines(check, lines);
+  check.that(steps >= 1 && alphas && winners, "alphas, and memory for the winners, are needed");
+  if (check.status().ok()) choice().kernels->alpha_sweep(lines, alphas, steps, winners, stride, threads);
+  return check.status();
+}
+
+Status alpha_segments(const Lines& lines, int64_t most, double* starts, int64_t* classes, int64_t* counts,
+                      int threads) {
+  Check check("alpha_segments");
+  check_lines(check, lines);
+  check.that(most >= 1 && starts && classes && counts, "memory for the segments is needed");
+  if (check.status().ok()) choice().kernels->alpha_segments(lines, most, starts, classes, counts, threads);
   return check.status();
 }
 

@@ -1,6 +1,7 @@
 // The CPU kernels as a table, one table per instruction set. Arguments are checked before a kernel is called.
 #pragma once
 
+#include "tde/alpha_sweep.h"
 #include "tde/cross_entropy.h"
 #include "tde/ema.h"
 #include "tde/rows.h"
@@ -18,6 +19,10 @@ struct Kernels {
                             int64_t heads, const float* alpha, int64_t background, bool log, const Matrix& out,
                             int threads);
   void (*cross_entropy)(const Matrix& logits, const CrossEntropy& loss, const LossPass& pass, int threads);
+  void (*alpha_sweep)(const Lines& lines, const double* alphas, int64_t steps, int64_t* winners, int64_t stride,
+                      int threads);
+  void (*alpha_segments)(const Lines& lines, int64_t most, double* starts, int64_t* classes, int64_t* counts,
+                         int threads);
 };
 
 #define TDE_DECLARE_KERNELS(isa)                                                                                       \
@@ -29,6 +34,8 @@ struct Kernels {
   void background_exempt(const Matrix&, const float*, const float*, int64_t, const float*, int64_t, bool,              \
                          const Matrix&, int);                                                                          \
   void cross_entropy(const Matrix&, const CrossEntropy&, const LossPass&, int);                                        \
+  void alpha_sweep(const Lines&, const double*, int64_t, int64_t*, int64_t, int);                                      \
+  void alpha_segments(const Lines&, int64_t, double*, int64_t*, int64_t*, int);                                        \
   extern const Kernels kernels;                                                                                        \
   }
 

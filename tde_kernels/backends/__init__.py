@@ -18,7 +18,17 @@ import torch
 from tde_kernels.backends import cpu, crossovers, cuda, triton
 
 NAMES = ("reference", "cpu", "cuda", "triton")
-OPS = ("logits", "cross_entropy", "update_ema_", "feature_sum", "fold_ema_", "background_exempt", "alpha_sweep", "topk")
+OPS = (
+    "logits",
+    "cross_entropy",
+    "update_ema_",
+    "feature_sum",
+    "fold_ema_",
+    "background_exempt",
+    "alpha_sweep",
+    "alpha_segments",
+    "topk",
+)
 _MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 
 

@@ -11,7 +11,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tde_kernels import reference
 from tde_kernels.backends.core import Kept, Saved, kept
 from tde_kernels.backends.grouped import Grouped, Rows, Wants
 
@@ -104,14 +103,15 @@ def logits_backward(
     return dx, dw, dscale
 
 
+def normalized(passes: Passes, rows: Rows, p: Grouped) -> tuple[Tensor, Tensor]:
+    """One operand of ``p`` scaled, in float32, and its projections ``[R, K]`` on the direction, which stays in it."""
+    along = rows.a.new_empty((rows.a.shape[0], p.heads), dtype=torch.float32)
+    return passes.normalize(rows.towards(p.direction), torch.float32, along=along), along
+
+
 def effects(passes: Passes, p: Grouped) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`tde_kernels.reference.effects`: Eq. 7 ``[B, C]``, projections ``[B, K]`` and ``[C, K]``, in float32."""
-
-    def normalized(rows: Rows) -> tuple[Tensor, Tensor]:
-        along = rows.a.new_empty((rows.a.shape[0], p.heads), dtype=torch.float32)
-        return passes.normalize(rows.towards(p.direction), torch.float32, along=along), along
-
-    (x_hat, along_x), (w_hat, along_w) = normalized(p.features), normalized(p.weights)
+    (x_hat, along_x), (w_hat, along_w) = (normalized(passes, rows, p) for rows in (p.features, p.weights))
     return passes.product(x_hat, w_hat), along_x, along_w
 
 
@@ -134,14 +134,3 @@ def operand_gradient(
     if own.untouched(grad.dtype):
         return passes.product(grad, other_hat.t())
     return passes.backward(own, passes.wide_product(grad, other_hat.t()), own_norms, grad_divisor)
-
-
-def alpha_sweep(passes: Passes, p: Grouped, alphas: Tensor) -> Tensor:
-    """See ``tde::alpha_sweep``: torch's argmax for each alpha, over a stored product."""
-    return reference.winners(*effects(passes, p), alphas)
-
-
-def topk(passes: Passes, p: Grouped, *, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """See ``tde::topk``: torch's sort of stored logits."""
-    stored, *_ = logits(passes, p, dtype)
-    return reference.lowest_topk(stored, k)

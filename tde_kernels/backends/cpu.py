@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tde_kernels.backends import around_product, core
+from tde_kernels.backends import around_product, core, largest, sweep
 from tde_kernels.backends.fused_loss import FusedLoss
 from tde_kernels.backends.grouped import Grouped, Intake, Loss, Rows
 from tde_kernels.backends.loss_passes import ON_CPU, LossPasses
@@ -28,7 +28,7 @@ def _floats(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
 
 
-class _Passes(LossPasses):
+class _Passes(LossPasses, sweep.SweepPasses):
     """The passes of the compiled core."""
 
     workspace = ON_CPU
@@ -104,8 +104,30 @@ class _Passes(LossPasses):
         what = compiled.LossPass(first, take, core.address(sums), core.address(losses), gradient)
         compiled.cross_entropy(core.matrix(z), core.cross_entropy(loss, classes), what, torch.get_num_threads())
 
+    def winners(self, lines: sweep.Lines, alphas: Tensor) -> Tensor:
+        ascending, order = alphas.sort()
+        found = torch.empty((len(alphas), lines.total.shape[0]), dtype=torch.int64)
+        core.compiled().alpha_sweep(
+            *_polygon(lines), ascending.data_ptr(), len(alphas), found.data_ptr(), torch.get_num_threads()
+        )
+        return torch.empty_like(found).index_copy_(0, order, found)
+
+    def segments(self, lines: sweep.Lines, most: int) -> tuple[Tensor, Tensor, Tensor]:
+        rows = lines.total.shape[0]
+        starts = torch.empty((rows, most), dtype=torch.float64)
+        classes, counts = (torch.empty(shape, dtype=torch.int64) for shape in ((rows, most), (rows,)))
+        core.compiled().alpha_segments(
+            *_polygon(lines), most, *(a.data_ptr() for a in (starts, classes, counts)), torch.get_num_threads()
+        )
+        return starts, classes, counts
+
 
 PASSES = _Passes()
+
+
+def _polygon(lines: sweep.Lines) -> tuple[object, int, int, int]:
+    """Lines as the core takes them; the caller keeps them alive."""
+    return core.matrix(lines.total), lines.along_x.data_ptr(), lines.along_w.data_ptr(), lines.along_x.shape[1]
 
 
 def _fold_intake(intake: Intake, sums: Tensor | None, like: Tensor) -> Tensor:
@@ -176,5 +198,6 @@ def background_exempt(p: Grouped, *, background: int, log: bool, dtype: torch.dt
     return out
 
 
-alpha_sweep = partial(around_product.alpha_sweep, PASSES)
-topk = partial(around_product.topk, PASSES)
+alpha_sweep = partial(sweep.alpha_sweep, PASSES)
+alpha_segments = partial(sweep.alpha_segments, PASSES)
+topk = partial(largest.topk, PASSES)

@@ -7,28 +7,17 @@ multiply once more. The weights' gradient is complete with each chunk: nothing o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tde_kernels.backends.grouped import Grouped, Intake, Loss, Rows, Wants
+from tde_kernels.backends.by_classes import class_chunks, some_classes
+from tde_kernels.backends.grouped import Grouped, Intake, Loss, Wants
 from tde_kernels.backends.loss_passes import LossPasses, scaled
-
-_MULTIPLE = 64  # of classes at a time: their logits then start on whole cache lines
 
 
 def _chunks(passes: LossPasses, p: Grouped, dtype: torch.dtype) -> Iterator[slice]:
-    """Classes whose logits and scaled weights fit in half the workspace; their products' results take the rest."""
-    classes = p.w.shape[0]
-    most = passes.workspace // 2 // ((p.x.shape[0] + p.x.shape[1]) * dtype.itemsize)
-    step = max(1, most - most % _MULTIPLE if most > _MULTIPLE else most)
-    for begin in range(0, classes, step):
-        yield slice(begin, min(begin + step, classes))
-
-
-def _some(rows: Rows, chunk: slice) -> Rows:
-    return replace(rows, a=rows.a[chunk], divisor=None if rows.divisor is None else rows.divisor[chunk])
+    return class_chunks(p, dtype, passes.workspace // 2)  # the products' results take the rest
 
 
 def take(
@@ -38,7 +27,7 @@ def take(
     classes = p.w.shape[0]
     x_hat, _, feature_sum = passes.scaled_features(p.features, dtype, intake)
     for chunk in _chunks(passes, p, dtype):
-        w_hat, _ = scaled(passes, _some(p.weights, chunk), dtype)
+        w_hat, _ = scaled(passes, some_classes(p.weights, chunk), dtype)
         z = passes.product(x_hat, w_hat)
         last = losses if chunk.stop == classes else None
         passes.cross_entropy(z, loss, classes, first=chunk.start, sums=sums, losses=last)
@@ -56,7 +45,7 @@ def gradients(
     dw = p.w.new_empty(p.w.shape) if wants_w else p.w.new_empty(0, dtype=torch.float32)
     dscale = p.w.new_empty(classes if wants.class_scale else 0, dtype=torch.float32)
     for chunk in _chunks(passes, p, dtype):
-        weights = _some(p.weights, chunk)
+        weights = some_classes(p.weights, chunk)
         w_hat, w_norms = scaled(passes, weights, dtype)
         z = passes.product(x_hat, w_hat)
         passes.cross_entropy(z, loss, classes, first=chunk.start, sums=sums, take=False, gradient=True)

@@ -1,5 +1,6 @@
 """The ops, one file each: schema, fake, dispatch to a backend, autograd Function."""
 
+from tde_kernels.ops.alpha_segments import alpha_segments
 from tde_kernels.ops.alpha_sweep import alpha_sweep
 from tde_kernels.ops.background_exempt import background_exempt
 from tde_kernels.ops.cross_entropy import cross_entropy
@@ -8,6 +9,7 @@ from tde_kernels.ops.logits import logits
 from tde_kernels.ops.topk import topk
 
 __all__ = [
+    "alpha_segments",
     "alpha_sweep",
     "background_exempt",
     "cross_entropy",

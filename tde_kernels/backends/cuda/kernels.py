@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tde_kernels.backends import around_product
+from tde_kernels.backends import largest, sweep
 from tde_kernels.backends.cuda.background_exempt import background_exempt
 from tde_kernels.backends.cuda.ema import feature_sum, fold_ema_, update_ema_
 from tde_kernels.backends.cuda.logits import logits, logits_backward, saves
@@ -15,12 +15,14 @@ LOSS = FusedLoss(PASSES, logits, logits_backward)
 takes_gradients_along = LOSS.takes_gradients_along
 cross_entropy = LOSS.forward
 cross_entropy_backward = LOSS.backward
-alpha_sweep = partial(around_product.alpha_sweep, PASSES)
-topk = partial(around_product.topk, PASSES)
+alpha_sweep = partial(sweep.alpha_sweep, PASSES)
+alpha_segments = partial(sweep.alpha_segments, PASSES)
+topk = partial(largest.topk, PASSES)
 
 __all__ = [
     "LOSS",
     "PASSES",
+    "alpha_segments",
     "alpha_sweep",
     "background_exempt",
     "cross_entropy",

@@ -10,9 +10,10 @@ from tde_kernels.backends.cuda.device import stream_of
 from tde_kernels.backends.cuda.ema import take_in
 from tde_kernels.backends.grouped import Intake, Loss, Rows
 from tde_kernels.backends.loss_passes import ON_GPU, LossPasses, scaled
+from tde_kernels.backends.sweep import SweepPasses
 
 
-class _Passes(around_product.DeviceProducts, LossPasses):
+class _Passes(around_product.DeviceProducts, LossPasses, SweepPasses):
     """One launch a pass."""
 
     workspace = ON_GPU

@@ -1,5 +1,8 @@
 """What the backend serves, under the names of the ops."""
 
+from functools import partial
+
+from tde_kernels.backends import sweep
 from tde_kernels.backends.fused_loss import FusedLoss
 from tde_kernels.backends.triton.alpha_sweep import alpha_sweep
 from tde_kernels.backends.triton.background_exempt import background_exempt
@@ -9,6 +12,7 @@ from tde_kernels.backends.triton.logits_backward import logits_backward
 from tde_kernels.backends.triton.rows import PASSES
 from tde_kernels.backends.triton.topk import topk
 
+alpha_segments = partial(sweep.alpha_segments, PASSES)
 LOSS = FusedLoss(PASSES, logits, logits_backward)
 takes_gradients_along = LOSS.takes_gradients_along
 cross_entropy = LOSS.forward
@@ -17,6 +21,7 @@ cross_entropy_backward = LOSS.backward
 __all__ = [
     "LOSS",
     "PASSES",
+    "alpha_segments",
     "alpha_sweep",
     "background_exempt",
     "cross_entropy",

@@ -15,6 +15,7 @@ from torch import Tensor
 from tde_kernels.backends import around_product
 from tde_kernels.backends.grouped import Intake, Loss, Rows
 from tde_kernels.backends.loss_passes import ON_GPU, LossPasses, scaled
+from tde_kernels.backends.sweep import SweepPasses
 from tde_kernels.backends.triton import configs, launch
 from tde_kernels.backends.triton.arithmetic import rounded
 from tde_kernels.backends.triton.ema import take_in
@@ -138,7 +139,7 @@ def _backward(
         store_divisor_gradient(operand, grad_divisor, out_v, row, exists, head, heads)
 
 
-class _Passes(around_product.DeviceProducts, LossPasses):
+class _Passes(around_product.DeviceProducts, LossPasses, SweepPasses):
     """One launch a pass, and the bare product of cuBLAS or hipBLASLt."""
 
     workspace = ON_GPU
