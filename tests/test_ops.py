@@ -65,25 +65,29 @@ def test_logits(normalizer: str, dtype: torch.dtype, fused: Fused) -> None:
             )
 
 
-@pytest.mark.skipif(("cpu", "cpu") not in FUSED, reason="no compiled core")
+@pytest.mark.parametrize("workspace", [1 << 20, 200], ids=["whole", "classes"])
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
-def test_loss_op(normalizer: str) -> None:
-    operands, keywords = arguments(normalizer, torch.float32, "cpu", "cpu")
-    x, w, scale, _ = operands
-    target, ones = torch.randint(w.shape[0], (x.shape[0],)), torch.ones(x.shape[0])
-    ema, count = torch.zeros(x.shape[1]), torch.tensor(0)
-    options = {"label_smoothing": 0.1, "ignore_index": -100, "focal_exponent": 0.0, "momentum": 0.9}
+def test_loss_ops(normalizer: str, workspace: int, fused: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, device = fused
+    monkeypatch.setattr(type(backends.implementation(backend).PASSES), "workspace", workspace)
+    (x, w, scale, _), keywords = arguments(normalizer, torch.float32, backend, device)
+    target = torch.randint(w.shape[0], (x.shape[0],), device=device)
+    ones, mask = torch.ones(x.shape[0], device=device), torch.rand(x.shape[0], device=device) > 0.3
+    ema, count = torch.zeros(x.shape[1], device=device), torch.tensor(0, device=device)
+    options = {"label_smoothing": 0.1, "ignore_index": -100, "focal_exponent": 0.0, "dtype": torch.float32}
     for vectors, intake, take_sum, wanted in (
         ((None,) * 5, (None, None, None), False, (True, True, scale is not None)),
-        ((target, ones, *torch.rand(3, w.shape[0])), (x[:, 0] > 0, ema, count), True, (True, False, False)),
+        ((target, ones, *torch.rand(3, w.shape[0], device=device)), (mask, ema, count), True, (True, False, False)),
+        ((None,) * 5, (None, None, None), False, (False, False, False)),
     ):
         wants = dict(zip(("wants_x", "wants_w", "wants_class_scale"), wanted, strict=True))
-        torch.library.opcheck(
-            torch.ops.tde.cross_entropy.default,
-            (x, w, scale, None, None, target, ones, *vectors, *intake),
-            {**keywords, **options, **wants, "take_sum": take_sum, "dtype": torch.float32},
-            test_utils=UTILS,
-        )
+        both = {**keywords, **options, **wants}
+        operands = x, w, scale, None, None, target, ones, *vectors
+        forward = {**both, "momentum": 0.9, "take_sum": take_sum}
+        torch.library.opcheck(torch.ops.tde.cross_entropy.default, (*operands, *intake), forward, test_utils=UTILS)
+        nothing = dict.fromkeys(wants, False)
+        sums = torch.ops.tde.cross_entropy(*operands, *intake, **{**forward, **nothing})[4]
+        torch.library.opcheck(torch.ops.tde.cross_entropy_backward.default, (*operands, sums), both, test_utils=UTILS)
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)

@@ -152,6 +152,10 @@ void alpha_segments(const Lines& lines, int64_t most, double* starts, int64_t* c
       start = next < start ? start : next;  // rounding may put three lines' crossings out of order
     }
     counts[row] = count;
+    for (; count < most; ++count) {
+      starts[row * most + count] = kInfinity;
+      classes[row * most + count] = 0;
+    }
   });
 }
 

@@ -152,7 +152,7 @@ def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]
 logits_backward = partial(around_product.logits_backward, PASSES)
 
 LOSS = FusedLoss(PASSES, logits, logits_backward)
-takes_gradients_along = LOSS.takes_gradients_along
+taken_along = LOSS.taken_along
 cross_entropy = LOSS.forward
 cross_entropy_backward = LOSS.backward
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tde_kernels.backends import loss_by_classes, loss_by_rows
 from tde_kernels.backends.core import Kept
-from tde_kernels.backends.grouped import Grouped, Intake, Loss, Wants
+from tde_kernels.backends.grouped import NOTHING, Grouped, Intake, Loss, Wants
 from tde_kernels.backends.loss_passes import SUMS, LossPasses
 
 
@@ -37,15 +37,16 @@ class FusedLoss:
         batch, rows = p.x.shape[0], loss_by_rows.rows_at_once(self.passes, p, dtype)
         if rows >= batch:
             return "whole"
-        # the gradients of a sum of losses are there before what comes upstream: float16 could not hold them unscaled
-        return "rows" if rows >= self.passes.fewest_rows and dtype != torch.float16 else "classes"
+        return "rows" if rows >= self.passes.fewest_rows else "classes"
 
-    def takes_gradients_along(self, p: Grouped, dtype: torch.dtype) -> bool:
-        """Whether the forward should be asked for gradients, where one number is upstream of all losses."""
-        return dtype != torch.float16 and self.way(p, dtype) != "classes"
+    def taken_along(self, p: Grouped, wants: Wants, dtype: torch.dtype) -> Wants:
+        """Those of the wanted gradients that the forward takes along: all or none."""
+        # float16 could not hold them before they are scaled by what comes upstream
+        return wants if dtype != torch.float16 and self.way(p, dtype) != "classes" else NOTHING
 
     def forward(self, p: Grouped, loss: Loss, intake: Intake, wants: Wants, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """See ``tde::cross_entropy``."""
+        wants = self.taken_along(p, wants, dtype)
         losses = p.x.new_empty(p.x.shape[0], dtype=torch.float32)
         sums = p.x.new_empty((0 if any(wants) else p.x.shape[0], SUMS), dtype=torch.float32)
         nothing = [p.x.new_empty(0, dtype=torch.float32) for _ in range(3)]

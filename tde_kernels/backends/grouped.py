@@ -64,6 +64,9 @@ class Wants(NamedTuple):
     class_scale: bool
 
 
+NOTHING = Wants(False, False, False)
+
+
 class Loss(NamedTuple):
     """What becomes of the logits in a cross entropy: ``sum_t share_t[b] CE(z_b, target_t[b])`` for every row.
 

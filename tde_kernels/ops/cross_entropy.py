@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tde_kernels.backends import core, implementation
-from tde_kernels.backends.grouped import Grouped, Intake, Loss, Wants
+from tde_kernels.backends.grouped import NOTHING, Grouped, Intake, Loss, Wants
 from tde_kernels.backends.loss_passes import SUMS
 from tde_kernels.normalizers import Classifier
 from tde_kernels.ops.library import define_grouped
@@ -38,9 +38,12 @@ def _fake(
     wants_x: bool,
     wants_w: bool,
     wants_class_scale: bool,
+    dtype: torch.dtype,
+    backend: str,
     **__: Any,
 ) -> tuple[Tensor, ...]:
-    batch, wants = p.x.shape[0], Wants(wants_x, wants_w, wants_class_scale)
+    batch = p.x.shape[0]
+    wants = implementation(backend).taken_along(p, Wants(wants_x, wants_w, wants_class_scale), dtype)
     return (
         p.x.new_empty(batch, dtype=torch.float32),
         *_fake_gradients(p, wants),
@@ -231,8 +234,7 @@ def cross_entropy(
     """
     p = Grouped.of(x, w, classifier)
     learnt = [torch.is_grad_enabled() and a is not None and a.requires_grad for a in p.tensors[:3]]
-    along = total and any(learnt) and implementation(backend).takes_gradients_along(p, dtype)
-    wants = Wants(*learnt) if along else Wants(False, False, False)
+    wants = Wants(*learnt) if total else NOTHING
     losses, *gradients, sums, feature_sum = torch.ops.tde.cross_entropy(
         *map(_detached, (*p.tensors, *loss[: len(_VECTORS)])),
         intake.mask,
@@ -242,7 +244,7 @@ def cross_entropy(
         momentum=intake.momentum,
         take_sum=intake.take_sum,
     )
-    if along:
+    if any(gradient.dim() == 2 for gradient in gradients):  # they were taken along
         return _Total.apply(*p.tensors[:3], losses, *gradients), feature_sum
     if any(learnt):
         losses = _Losses.apply(losses, sums, dtype, backend, *p, *loss)

@@ -20,7 +20,8 @@ Status alpha_sweep(const Lines& lines, const double* alphas, int64_t steps, int6
                    int threads);
 
 // The winner for every alpha at once: classes[row, i] wins from starts[row, i], the first from minus infinity on, to
-// the next start. `counts` [rows] says how many there are, of which the first `most` are written.
+// the next start. `counts` [rows] says how many there are; of these the first `most` are written, beyond them infinity
+// and 0.
 Status alpha_segments(const Lines& lines, int64_t most, double* starts, int64_t* classes, int64_t* counts, int threads);
 
 }  // namespace tde

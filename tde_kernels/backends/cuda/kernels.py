@@ -12,7 +12,7 @@ from tde_kernels.backends.cuda.rows import PASSES
 from tde_kernels.backends.fused_loss import FusedLoss
 
 LOSS = FusedLoss(PASSES, logits, logits_backward)
-takes_gradients_along = LOSS.takes_gradients_along
+taken_along = LOSS.taken_along
 cross_entropy = LOSS.forward
 cross_entropy_backward = LOSS.backward
 alpha_sweep = partial(sweep.alpha_sweep, PASSES)
@@ -32,7 +32,7 @@ __all__ = [
     "logits",
     "logits_backward",
     "saves",
-    "takes_gradients_along",
+    "taken_along",
     "topk",
     "update_ema_",
 ]

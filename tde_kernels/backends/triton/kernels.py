@@ -14,7 +14,7 @@ from tde_kernels.backends.triton.topk import topk
 
 alpha_segments = partial(sweep.alpha_segments, PASSES)
 LOSS = FusedLoss(PASSES, logits, logits_backward)
-takes_gradients_along = LOSS.takes_gradients_along
+taken_along = LOSS.taken_along
 cross_entropy = LOSS.forward
 cross_entropy_backward = LOSS.backward
 
@@ -31,7 +31,7 @@ __all__ = [
     "logits",
     "logits_backward",
     "saves",
-    "takes_gradients_along",
+    "taken_along",
     "topk",
     "update_ema_",
 ]
