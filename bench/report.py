@@ -1,23 +1,30 @@
-"""``python -m bench.report RESULTS.json``: writes docs/performance.md, which nobody edits by hand."""
+"""``python -m bench.report RESULTS.json``: writes docs/performance.md and its plot, which nobody edits by hand."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.shapes import SHAPES
+from bench.plots import loss_by_classes
+from bench.shapes import SCALING, SHAPES
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, PLOT = DOCS / "performance.md", DOCS / "images" / "loss_by_classes.png"
 
-WORK = {
-    "forward": "Training forward: Eq. 7 and the moving average, against one product",
-    "step": "Training step: forward, moving average, and backward from a given gradient, against three products",
-    "loss_step": "Training step with torch's cross entropy, against three products",
-    "inference": "TDE inference, Eq. 8, against one product",
-}
-RIVAL = {
+
+class Table(NamedTuple):
+    """One table: a piece of work, the limit that times are multiples of, and who does it."""
+
+    work: str
+    title: str
+    ratio: str
+    rivals: dict[str, str]
+    notes: str = ""
+
+
+HEAD = {
     "bare": "products alone, `torch.mm`",
     "bare_by_library": "products alone, by the library that the CPU backend takes",
     "tde_kernels": "**tde_kernels**",
@@ -25,31 +32,74 @@ RIVAL = {
     "compiled_eager": "`torch.compile` of that",
     "compiled_reference": "`torch.compile` of the reference",
 }
+LOSS = {
+    "tde_kernels": "**tde_kernels**, `head.loss`",
+    "logits_first": "its fused logits, then torch's loss",
+    "eager": "eager torch, as the paper's code",
+    "compiled_eager": "`torch.compile` of that",
+    "torch_linear": "`F.linear_cross_entropy` ¹",
+    "torch_chunked": "the same in four chunks ¹",
+    "cut_cross_entropy": "Cut Cross-Entropy ¹",
+    "liger": "Liger ¹",
+}
+ALPHA = {
+    "sweep": "**tde_kernels**, 32 alphas",
+    "all alphas": "**tde_kernels**, every alpha, exactly",
+    "sweep by inference": "an inference for each of the 32",
+    "topk": "**tde_kernels**, the 5 largest",
+    "topk of inference": "`torch.topk` of its logits",
+}
+LOSS_NOTE = (
+    "In brackets the median time, then the memory at the peak beyond inputs and gradients. Shapes `classes_C` are\n"
+    "256 x 64 x C: the last is the million of the GPU's suite with 1/16 of its batch, 1/8 of its channels and all of its\n"
+    "classes.\n\n"
+    "¹ A plain linear head's loss on operands that are normalised already, gradients for those: less work than the\n"
+    "head's. Cut Cross-Entropy's and Liger's kernels are for GPUs; on a CPU the one offers `torch.compile`, the other\n"
+    "nothing."
+)
+TABLES = (
+    Table("forward", "Training forward: Eq. 7 and the moving average, against one product", "ratio_to_bare", HEAD),
+    Table(
+        "step",
+        "Training step: forward, moving average, and backward from a given gradient, against three products",
+        "ratio_to_bare",
+        HEAD,
+    ),
+    Table("inference", "TDE inference, Eq. 8, against one product", "ratio_to_bare", HEAD),
+    Table("loss", "Training step with its loss, against three products", "ratio_to_bare", LOSS, LOSS_NOTE),
+    Table("alpha", "Many alphas, and the largest logits, against one TDE inference", "ratio_to_inference", ALPHA),
+)
 
 
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _tables(benchmarks: list[dict[str, Any]]) -> list[str]:
+def _cell(benchmark: dict[str, Any] | None, ratio: str) -> str:
+    if benchmark is None:
+        return "-"
+    info = benchmark["extra_info"]
+    memory = f", {max(info['peak_mib'], 0):.0f} MiB" if "peak_mib" in info else ""
+    return f"{info[ratio]:.2f} ({1e3 * benchmark['stats']['median']:.3g} ms{memory})"
+
+
+def _lines(table: Table, benchmarks: list[dict[str, Any]]) -> list[str]:
     found = {(b["group"], b["extra_info"]["rival"]): b for b in benchmarks}
-    lines: list[str] = []
-    for work, title in WORK.items():
-        shapes = [name for name in SHAPES if (f"{work} {name}", "bare") in found]
-        lines += [f"## {title}", "", _row(["", *shapes]), _row(["---", *["---:"] * len(shapes)])]
-        for rival, label in RIVAL.items():
-            cells = [found[f"{work} {shape}", rival] for shape in shapes]
-            figures = [f"{c['extra_info']['ratio_to_bare']:.2f} ({1e3 * c['stats']['median']:.3g} ms)" for c in cells]
-            lines.append(_row([label, *figures]))
-        lines.append("")
-    return lines
+    shapes = [name for name in SHAPES if any(group == f"{table.work} {name}" for group, _ in found)]
+    lines = [f"## {table.title}", "", _row(["", *shapes]), _row(["---", *["---:"] * len(shapes)])]
+    for rival, label in table.rivals.items():
+        cells = [_cell(found.get((f"{table.work} {shape}", rival)), table.ratio) for shape in shapes]
+        lines.append(_row([label, *cells]))
+    lines.append("")
+    return [*lines, table.notes, ""] if table.notes else lines
 
 
 def page(results: dict[str, Any], source: str) -> str:
     """The page as Markdown, of a results file's contents and its name."""
     machine = results["machine_info"]
     built = machine["tde_kernels"]
-    shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in SHAPES.items())
+    shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in SHAPES.items() if name not in SCALING)
+    peers = ", ".join(f"{name} {version}" for name, version in machine.get("peers", {}).items())
     return "\n".join(
         [
             "# Performance",
@@ -58,19 +108,25 @@ def page(results: dict[str, Any], source: str) -> str:
             "",
             f"- Device: {machine['cpu']['brand_raw']}, {machine['threads']} threads, float32.",
             f"- Versions: tde_kernels {built['tde_kernels']}, torch {built['torch']}, Python {built['python']}; "
-            f"commit {results['commit_info']['id'][:10]}; {results['datetime'][:10]}.",
-            f"- CPU backend: {built['cpu']}; products by {built['products']}.",
+            f"commit {results['commit_info']['id'][:10]}; {results['datetime'][:10]}. Peers: {peers}.",
+            f"- CPU backend: {built['cpu']}; products by {built['products']}; the loss: {built['loss']}.",
             f"- Shapes (batch, channels, classes): {shapes}.",
             "",
-            "Each figure is the median of the ratios to the bare products by `torch.mm`, the two taking turns in one",
-            "run; in brackets the median time of five calls, the weaker figure on a machine that others use too.",
+            "Each figure is the median of the ratios to the limit, the two taking turns in one run; in brackets the",
+            "median time of a few calls, the weaker figure on a machine that others use too.",
             "",
-            *_tables(results["benchmarks"]),
+            *(line for table in TABLES for line in _lines(table, results["benchmarks"])),
+            "## The loss as classes grow",
+            "",
+            f"![Time and memory of the loss against the number of classes]({PLOT.relative_to(DOCS)})",
+            "",
         ]
     )
 
 
 if __name__ == "__main__":
     source = Path(sys.argv[1])
-    PAGE.write_text(page(json.loads(source.read_text()), str(source)), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    results = json.loads(source.read_text())
+    PAGE.write_text(page(results, str(source)), encoding="utf-8")
+    PLOT.write_bytes(loss_by_classes(results["benchmarks"], LOSS))
+    print(f"wrote {PAGE} and {PLOT}")

@@ -1,8 +1,8 @@
 """What does the work of the head: the bare products as the limit, this package, and what its users would write.
 
 Each rival makes functions of no arguments over the same :class:`Problem`. ``forward`` is a training forward (Eq. 7 and
-the EMA), ``step`` adds the backward from a given gradient of the logits, ``loss_step`` the cross entropy and its
-backward, ``inference`` is Eq. 8.
+the EMA), ``step`` adds the backward from a given gradient of the logits, ``inference`` is Eq. 8. The loss has rivals of
+its own, in :mod:`bench.loss_rivals`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
 
 from bench.shapes import Shape
 from tde_kernels import FusedTDEHead, reference
 from tde_kernels.backends.product import product
 
 HEADS, TAU, GAMMA, ALPHA, MOMENTUM = 2, 16.0, 1 / 32, 3.0, 0.9
-WORKS = ("forward", "step", "loss_step", "inference")
+WORKS = ("forward", "step", "inference")
 Run = Callable[[], Tensor]
 
 
@@ -45,7 +44,7 @@ class Problem:
 
 
 def _works(problem: Problem, train: Callable[[], Tensor], infer: Callable[[], Tensor]) -> dict[str, Run]:
-    """The four pieces of work, from a rival's training forward and its inference."""
+    """The three pieces of work, from a rival's training forward and its inference."""
 
     def step() -> Tensor:
         problem.x.grad = problem.w.grad = None
@@ -53,17 +52,11 @@ def _works(problem: Problem, train: Callable[[], Tensor], infer: Callable[[], Te
         logits.backward(problem.grad)
         return logits
 
-    def loss_step() -> Tensor:
-        problem.x.grad = problem.w.grad = None
-        loss = nnf.cross_entropy(train(), problem.target)
-        loss.backward()
-        return loss
-
     def inference() -> Tensor:
         with torch.no_grad():
             return infer()
 
-    return {"forward": train, "step": step, "loss_step": loss_step, "inference": inference}
+    return {"forward": train, "step": step, "inference": inference}
 
 
 def bare(problem: Problem) -> dict[str, Run]:
@@ -79,7 +72,7 @@ def bare(problem: Problem) -> dict[str, Run]:
         torch.mm(grad.t(), x)
         return logits
 
-    return {"forward": forward, "step": step, "loss_step": step, "inference": forward}
+    return {"forward": forward, "step": step, "inference": forward}
 
 
 def bare_by_library(problem: Problem) -> dict[str, Run]:
@@ -95,7 +88,7 @@ def bare_by_library(problem: Problem) -> dict[str, Run]:
         product(grad.t(), x.t())
         return logits
 
-    return {"forward": forward, "step": step, "loss_step": step, "inference": forward}
+    return {"forward": forward, "step": step, "inference": forward}
 
 
 def fused(problem: Problem) -> dict[str, Run]:
@@ -119,19 +112,19 @@ def _groups(a: Tensor) -> tuple[Tensor, ...]:
     return torch.split(a, a.shape[1] // HEADS, dim=1)
 
 
-def _eager_operands(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+def eager_operands(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     x_hat = [group / torch.norm(group, 2, 1, keepdim=True) for group in _groups(x)]
     w_hat = [group / (torch.norm(group, 2, 1, keepdim=True) + GAMMA) for group in _groups(w)]
     return torch.cat(x_hat, dim=1), torch.cat(w_hat, dim=1)
 
 
-def _eager_logits(x: Tensor, w: Tensor) -> Tensor:
-    x_hat, w_hat = _eager_operands(x, w)
+def eager_logits(x: Tensor, w: Tensor) -> Tensor:
+    x_hat, w_hat = eager_operands(x, w)
     return torch.mm(x_hat * TAU / HEADS, w_hat.t())
 
 
 def _eager_tde(x: Tensor, w: Tensor, ema: Tensor) -> Tensor:
-    x_hat, w_hat = _eager_operands(x, w)
+    x_hat, w_hat = eager_operands(x, w)
     logits = torch.mm(x_hat * TAU / HEADS, w_hat.t())
     for x_k, w_k, ema_k in zip(_groups(x_hat), _groups(w_hat), _groups(ema[None]), strict=True):
         direction = ema_k / torch.norm(ema_k, 2)
@@ -147,7 +140,7 @@ def eager(problem: Problem) -> dict[str, Run]:
     def train() -> Tensor:
         nonlocal ema
         ema = MOMENTUM * ema + np.asarray(problem.x.detach().mean(0).cpu())
-        return _eager_logits(problem.x, problem.w)
+        return eager_logits(problem.x, problem.w)
 
     return _works(problem, train, lambda: _eager_tde(problem.x, problem.w, torch.from_numpy(ema).to(problem.x.device)))
 
@@ -159,7 +152,7 @@ def compiled_eager(problem: Problem) -> dict[str, Run]:
     @torch.compile
     def train(x: Tensor, w: Tensor, ema: Tensor) -> Tensor:
         ema.mul_(MOMENTUM).add_(x.detach().mean(0))
-        return _eager_logits(x, w)
+        return eager_logits(x, w)
 
     infer = torch.compile(_eager_tde)
     return _works(problem, lambda: train(problem.x, problem.w, ema), lambda: infer(problem.x, problem.w, ema))

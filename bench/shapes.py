@@ -27,5 +27,11 @@ SHAPES = {
     "million": Shape(4096, 512, 1_000_000),
 }
 
+# On a CPU the million is scaled down: 1/16 of the batch, 1/8 of the channels, all of the classes. The other decades of
+# classes lead up to it.
+SCALING = {f"classes_{classes}": Shape(256, 64, classes) for classes in (10, 100, 1000, 10_000, 100_000, 1_000_000)}
+SHAPES |= SCALING
+
 # What a small CPU gets through in minutes
 CPU_SHAPES = ("cifar100", "imagenet_lt", "lvis")
+LOSS_SHAPES = ("imagenet_lt", "lvis", "inat18", "imagenet21k", *SCALING)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FUSED
 from oracle import NORMALIZERS, problem
 from torch import Tensor
 
@@ -66,7 +65,7 @@ def test_logits(normalizer: str, dtype: torch.dtype, fused: Fused) -> None:
 
 
 @pytest.mark.parametrize("workspace", [1 << 20, 200], ids=["whole", "classes"])
-@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("normalizer", ["deconfound", "lws"])
 def test_loss_ops(normalizer: str, workspace: int, fused: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
     backend, device = fused
     monkeypatch.setattr(type(backends.implementation(backend).PASSES), "workspace", workspace)
