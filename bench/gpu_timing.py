@@ -98,7 +98,8 @@ class Problem:
         return float((found.detach()[:64, :2048].double() - want).norm() / want.norm())
 
 
-def _device_ms(run: Run, flush: Tensor) -> float:
+def device_ms(run: Run, flush: Tensor) -> float:
+    """Milliseconds of one call on the device, the second-level cache emptied before."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     flush.zero_()
     torch.cuda._sleep(2_000_000)  # about a millisecond, in which the launches queue up
@@ -127,7 +128,7 @@ def _row(p: Problem, work: str, backend: str, plan: str, flush: Tensor) -> dict[
         if not error < allowed:
             return {"wrong": f"relative error {error:.1e}"}
         bare()
-        pairs = [(_device_ms(run, flush), _device_ms(bare, flush)) for _ in range(11)]
+        pairs = [(device_ms(run, flush), device_ms(bare, flush)) for _ in range(11)]
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
         run()

@@ -42,19 +42,22 @@ class Step:
         return value
 
 
-def fused(problem: Problem) -> Step:
-    """This package's head, its moving average included."""
-    head = FusedTDEHead(problem.x.shape[1], problem.w.shape[0], num_heads=HEADS, tau=TAU, gamma=GAMMA)
-    head = head.to(problem.x.device)
+def _head(problem: Problem, backend: str | None = None) -> FusedTDEHead:
+    options: dict[str, Any] = {"num_heads": HEADS, "tau": TAU, "gamma": GAMMA, "device": problem.x.device}
+    head = FusedTDEHead(problem.x.shape[1], problem.w.shape[0], backend=backend, **options)
     head.weight = problem.w
+    return head
+
+
+def fused(problem: Problem, backend: str | None = None) -> Step:
+    """This package's head, its moving average included."""
+    head = _head(problem, backend)
     return Step((problem.x, problem.w), lambda: head.loss(problem.x, problem.target))
 
 
 def logits_first(problem: Problem) -> Step:
     """This package's fused logits, and torch's loss over them."""
-    head = FusedTDEHead(problem.x.shape[1], problem.w.shape[0], num_heads=HEADS, tau=TAU, gamma=GAMMA)
-    head = head.to(problem.x.device)
-    head.weight = problem.w
+    head = _head(problem)
     return Step((problem.x, problem.w), lambda: nnf.cross_entropy(head(problem.x), problem.target))
 
 

@@ -51,8 +51,8 @@ ALPHA = {
 }
 LOSS_NOTE = (
     "In brackets the median time, then the memory at the peak beyond inputs and gradients. Shapes `classes_C` are\n"
-    "256 x 64 x C: the last is the million of the GPU's suite with 1/16 of its batch, 1/8 of its channels and all of its\n"
-    "classes.\n\n"
+    "256 x 64 x C: the last is the million of the GPU's suite with 1/16 of its batch, 1/8 of its channels and all\n"
+    "of its classes.\n\n"
     "¹ A plain linear head's loss on operands that are normalised already, gradients for those: less work than the\n"
     "head's. Cut Cross-Entropy's and Liger's kernels are for GPUs; on a CPU the one offers `torch.compile`, the other\n"
     "nothing."

@@ -34,13 +34,17 @@ class Problem:
     ema: Tensor
 
     @classmethod
-    def draw(cls, shape: Shape, seed: int = 0) -> Problem:
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(shape.batch, shape.dim, generator=generator).requires_grad_()
-        w = nn.Parameter(torch.randn(shape.classes, shape.dim, generator=generator) / shape.dim**0.5)
-        target = torch.randint(shape.classes, (shape.batch,), generator=generator)
-        grad = torch.randn(shape.batch, shape.classes, generator=generator) / shape.batch
-        return cls(x, w, target, grad, torch.randn(shape.dim, generator=generator))
+    def draw(cls, shape: Shape, seed: int = 0, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, device=device, dtype=dtype)
+
+        x = normal(shape.batch, shape.dim).requires_grad_()
+        w = nn.Parameter(normal(shape.classes, shape.dim) / shape.dim**0.5)
+        target = torch.randint(shape.classes, (shape.batch,), generator=generator, device=device)
+        grad = normal(shape.batch, shape.classes) / shape.batch
+        return cls(x, w, target, grad, torch.randn(shape.dim, generator=generator, device=device))
 
 
 def _works(problem: Problem, train: Callable[[], Tensor], infer: Callable[[], Tensor]) -> dict[str, Run]:
