@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from tde_kernels.backends.core import Kept
-from tde_kernels.backends.grouped import Grouped, Intake, Loss, Wants
+from tde_kernels.backends.grouped import Grouped, Intake, Loss, LossPass, Wants
 from tde_kernels.backends.loss_passes import SUMS
 from tde_kernels.backends.triton import configs, kernels, launch
 from tde_kernels.normalizers import Classifier, resolve
@@ -150,9 +150,9 @@ def compile_ops(
     loss = Loss(target, torch.ones(batch), target, torch.ones(batch), each, each, each, 0.1, -100, 1.5)
     sums = torch.zeros(batch, SUMS)
     for what in (Loss(target, torch.ones(batch)), loss):
-        kernels.PASSES.cross_entropy(z, what, classes, losses=torch.ones(batch), gradient=True)
-        kernels.PASSES.cross_entropy(z[:, :-1], what, classes, first=1, sums=sums)
-        kernels.PASSES.cross_entropy(z, what, classes, sums=sums, take=False, gradient=True)
+        kernels.PASSES.cross_entropy(z, what, classes, LossPass(losses=torch.ones(batch), gradient=True))
+        kernels.PASSES.cross_entropy(z[:, :-1], what, classes, LossPass(1, sums=sums))
+        kernels.PASSES.cross_entropy(z, what, classes, LossPass(take=False, sums=sums, gradient=True))
     if directed:
         kernels.background_exempt(p, background=0, log=True, dtype=dtype)
         kernels.alpha_sweep(p, torch.zeros(32))

@@ -18,7 +18,7 @@ from torch import Tensor
 from tde_kernels import FusedTDEHead, backends, checks, reference
 from tde_kernels import functional as F
 from tde_kernels.backends import loss_by_rows
-from tde_kernels.backends.grouped import Grouped, Loss
+from tde_kernels.backends.grouped import Grouped, Loss, LossPass
 
 Fused = tuple[str, str]
 RESULTS = ("loss", "gradient of x", "gradient of w", "gradient of class_scale")
@@ -230,7 +230,7 @@ def test_a_label_that_is_no_class(fused: Fused) -> None:
         z, losses = torch.randn(3, 9, device=device), torch.zeros(3, device=device)
         target = torch.tensor([2, label, 5], device=device)
         loss = Loss(target, torch.ones(3, device=device), None, None, vector, vector, vector, 0.1, -100, 1.5)
-        backends.implementation(backend).PASSES.cross_entropy(z, loss, 9, losses=losses, gradient=True)
+        backends.implementation(backend).PASSES.cross_entropy(z, loss, 9, LossPass(losses=losses, gradient=True))
         assert losses.isnan().tolist() == [False, True, False]
         assert z.isnan().all(1).tolist() == [False, True, False] and z[::2].isfinite().all()
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tde_kernels.backends.grouped import Loss, Rows
+from tde_kernels.backends.grouped import Loss, LossPass, Rows
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 if os.environ.get("TDE_CPU_ISA", "baseline") not in INSTRUCTION_SETS:
@@ -93,6 +93,11 @@ def cross_entropy(loss: Loss, classes: int) -> object:
     """The options of ``loss``, as the core sees them. The caller keeps its tensors alive."""
     tensors = map(address, loss[:7])
     return compiled().CrossEntropy(*tensors, classes, loss.ignore_index, loss.label_smoothing, loss.focal_exponent)
+
+
+def loss_pass(what: LossPass) -> object:
+    """The same for what is to be done with logits."""
+    return compiled().LossPass(what.first, what.take, address(what.sums), address(what.losses), what.gradient)
 
 
 def kept(a: Tensor) -> Tensor | None:

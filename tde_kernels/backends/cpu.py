@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tde_kernels.backends import around_product, core, largest, sweep
 from tde_kernels.backends.fused_loss import FusedLoss
-from tde_kernels.backends.grouped import Grouped, Intake, Loss, Rows
+from tde_kernels.backends.grouped import Grouped, Intake, Loss, LossPass, Rows
 from tde_kernels.backends.loss_passes import ON_CPU, LossPasses
 from tde_kernels.backends.product import product
 
@@ -88,21 +88,9 @@ class _Passes(LossPasses, sweep.SweepPasses):
             _sum_rows(rows.a, intake.mask, sums)
         return x_hat, norms, _fold_intake(intake, sums, rows.a)
 
-    def cross_entropy(
-        self,
-        z: Tensor,
-        loss: Loss,
-        classes: int,
-        *,
-        first: int = 0,
-        take: bool = True,
-        sums: Tensor | None = None,
-        losses: Tensor | None = None,
-        gradient: bool = False,
-    ) -> None:
-        compiled = core.compiled()
-        what = compiled.LossPass(first, take, core.address(sums), core.address(losses), gradient)
-        compiled.cross_entropy(core.matrix(z), core.cross_entropy(loss, classes), what, torch.get_num_threads())
+    def cross_entropy(self, z: Tensor, loss: Loss, classes: int, what: LossPass) -> None:
+        options, todo = core.cross_entropy(loss, classes), core.loss_pass(what)
+        core.compiled().cross_entropy(core.matrix(z), options, todo, torch.get_num_threads())
 
     def winners(self, lines: sweep.Lines, alphas: Tensor) -> Tensor:
         ascending, order = alphas.sort()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tde_kernels.backends import loss_by_classes, loss_by_rows
 from tde_kernels.backends.core import Kept
-from tde_kernels.backends.grouped import NOTHING, Grouped, Intake, Loss, Wants
+from tde_kernels.backends.grouped import NOTHING, Grouped, Intake, Loss, LossPass, Wants
 from tde_kernels.backends.loss_passes import SUMS, LossPasses
 
 
@@ -54,7 +54,7 @@ class FusedLoss:
         if way == "whole":
             z, *saved, feature_sum = self.logits(p, intake, dtype)
             kept = None if any(wants) else sums
-            self.passes.cross_entropy(z, loss, p.w.shape[0], sums=kept, losses=losses, gradient=any(wants))
+            self.passes.cross_entropy(z, loss, p.w.shape[0], LossPass(sums=kept, losses=losses, gradient=any(wants)))
             gradients = list(self.logits_backward(p, z, Kept(*saved), wants)) if any(wants) else nothing
         elif any(wants):
             *gradients, feature_sum = loss_by_rows.run(self.passes, p, loss, intake, wants, dtype, losses)
@@ -69,5 +69,5 @@ class FusedLoss:
         if self.way(p, dtype) != "whole":
             return loss_by_classes.gradients(self.passes, p, loss, sums, wants, dtype)
         z, *saved, _ = self.logits(p, Intake(), dtype)
-        self.passes.cross_entropy(z, loss, p.w.shape[0], sums=sums, take=False, gradient=True)
+        self.passes.cross_entropy(z, loss, p.w.shape[0], LossPass(sums=sums, take=False, gradient=True))
         return self.logits_backward(p, z, Kept(*saved), wants)

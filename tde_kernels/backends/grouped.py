@@ -85,6 +85,16 @@ class Loss(NamedTuple):
     focal_exponent: float = 0.0
 
 
+class LossPass(NamedTuple):
+    """What to do with logits ``[B, N]`` of the classes from ``first`` on."""
+
+    first: int = 0
+    take: bool = True  # take them into the sums, which begin anew with the first class; else sums are complete
+    sums: Tensor | None = None  # [B, SUMS]; None where logits are of all classes and nobody asks
+    losses: Tensor | None = None  # [B]: filled
+    gradient: bool = False  # that of the losses' sum takes the logits' place
+
+
 class Grouped(NamedTuple):
     """The arguments that every op on grouped logits begins with, in the order of its schema."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tde_kernels.backends.by_classes import class_chunks, some_classes
-from tde_kernels.backends.grouped import Grouped, Intake, Loss, Wants
+from tde_kernels.backends.grouped import Grouped, Intake, Loss, LossPass, Wants
 from tde_kernels.backends.loss_passes import LossPasses, scaled
 
 
@@ -29,8 +29,9 @@ def take(
     for chunk in _chunks(passes, p, dtype):
         w_hat, _ = scaled(passes, some_classes(p.weights, chunk), dtype)
         z = passes.product(x_hat, w_hat)
-        last = losses if chunk.stop == classes else None
-        passes.cross_entropy(z, loss, classes, first=chunk.start, sums=sums, losses=last)
+        complete = chunk.stop == classes
+        what = LossPass(chunk.start, sums=sums, losses=losses if complete else None)
+        passes.cross_entropy(z, loss, classes, what)
     return feature_sum
 
 
@@ -48,7 +49,7 @@ def gradients(
         weights = some_classes(p.weights, chunk)
         w_hat, w_norms = scaled(passes, weights, dtype)
         z = passes.product(x_hat, w_hat)
-        passes.cross_entropy(z, loss, classes, first=chunk.start, sums=sums, take=False, gradient=True)
+        passes.cross_entropy(z, loss, classes, LossPass(chunk.start, take=False, sums=sums, gradient=True))
         if wants.x:
             dx_hat += passes.wide_product(z, w_hat.t())
         if not wants_w:

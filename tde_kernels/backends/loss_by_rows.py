@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tde_kernels.backends.around_product import Passes
-from tde_kernels.backends.grouped import Grouped, Intake, Loss, Rows, Wants
+from tde_kernels.backends.grouped import Grouped, Intake, Loss, LossPass, Rows, Wants
 from tde_kernels.backends.loss_passes import LossPasses, scaled
 
 _CLASSES_AT_ONCE = 1 << 13  # of a product: libraries copy their operands
@@ -33,7 +33,7 @@ def run(
     for begin in range(0, batch, rows):
         chunk = slice(begin, min(begin + rows, batch))
         z = _logits(passes, x_hat[chunk], w_hat)
-        passes.cross_entropy(z, _of_rows(loss, chunk), classes, losses=losses[chunk], gradient=True)
+        passes.cross_entropy(z, _of_rows(loss, chunk), classes, LossPass(losses=losses[chunk], gradient=True))
         if wants.x:
             grad_x.put(chunk, z, w_hat)
         if wants_w:

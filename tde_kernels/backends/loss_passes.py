@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tde_kernels.backends.around_product import Passes
-from tde_kernels.backends.grouped import Intake, Loss, Rows
+from tde_kernels.backends.grouped import Intake, Loss, LossPass, Rows
 
 SUMS = 6  # numbers that are kept of a row's softmax, as in csrc/include/tde/cross_entropy.h
 ON_CPU = 24 << 20  # bytes; more leaves the cache before it is used again
@@ -25,26 +25,8 @@ class LossPasses(Passes, Protocol):
         """The scaled rows, their norms as of :func:`scaled`, and the feature sum if it is to be taken."""
         ...
 
-    def cross_entropy(
-        self,
-        z: Tensor,
-        loss: Loss,
-        classes: int,
-        *,
-        first: int = 0,
-        take: bool = True,
-        sums: Tensor | None = None,
-        losses: Tensor | None = None,
-        gradient: bool = False,
-    ) -> None:
-        """One pass over logits ``z [B, N]``, those of the ``classes`` from ``first`` on.
-
-        Args:
-            take: takes them into ``sums [B, SUMS]``, which begin anew with the first class; else sums are complete.
-            sums: None where ``z`` is of all classes and nobody asks for them.
-            losses: ``[B]``, filled.
-            gradient: that of the losses' sum takes the logits' place.
-        """
+    def cross_entropy(self, z: Tensor, loss: Loss, classes: int, what: LossPass) -> None:
+        """One pass over logits ``z [B, N]`` of some of the ``classes``."""
         ...
 
 

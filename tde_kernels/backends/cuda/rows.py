@@ -8,7 +8,7 @@ from torch import Tensor
 from tde_kernels.backends import around_product, core
 from tde_kernels.backends.cuda.device import stream_of
 from tde_kernels.backends.cuda.ema import take_in
-from tde_kernels.backends.grouped import Intake, Loss, Rows
+from tde_kernels.backends.grouped import Intake, Loss, LossPass, Rows
 from tde_kernels.backends.loss_passes import ON_GPU, LossPasses, scaled
 from tde_kernels.backends.sweep import SweepPasses
 
@@ -56,22 +56,10 @@ class _Passes(around_product.DeviceProducts, LossPasses, SweepPasses):
             take_in(rows.a, intake, feature_sum)
         return *scaled(self, rows, dtype), feature_sum
 
-    def cross_entropy(
-        self,
-        z: Tensor,
-        loss: Loss,
-        classes: int,
-        *,
-        first: int = 0,
-        take: bool = True,
-        sums: Tensor | None = None,
-        losses: Tensor | None = None,
-        gradient: bool = False,
-    ) -> None:
-        compiled = core.compiled()
-        what = compiled.LossPass(first, take, core.address(sums), core.address(losses), gradient)
+    def cross_entropy(self, z: Tensor, loss: Loss, classes: int, what: LossPass) -> None:
+        options, todo = core.cross_entropy(loss, classes), core.loss_pass(what)
         with stream_of(z) as stream:
-            compiled.cuda_cross_entropy(core.matrix(z), core.cross_entropy(loss, classes), what, stream)
+            core.compiled().cuda_cross_entropy(core.matrix(z), options, todo, stream)
 
 
 PASSES = _Passes()

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tde_kernels.backends.grouped import Loss
+from tde_kernels.backends.grouped import Loss, LossPass
 from tde_kernels.backends.loss_passes import SUMS
 from tde_kernels.backends.triton import launch
 from tde_kernels.backends.triton.arithmetic import rounded
@@ -261,17 +261,7 @@ def _row_loss(
                 tl.store(own + place, rounded(gradient, logits.dtype.element_ty), mask=inside)
 
 
-def row_loss(
-    z: Tensor,
-    loss: Loss,
-    classes: int,
-    *,
-    first: int = 0,
-    take: bool = True,
-    sums: Tensor | None = None,
-    losses: Tensor | None = None,
-    gradient: bool = False,
-) -> None:
+def row_loss(z: Tensor, loss: Loss, classes: int, what: LossPass) -> None:
     """See :meth:`tde_kernels.backends.loss_passes.LossPasses.cross_entropy`."""
     smoothed, focal = tl.constexpr(loss.label_smoothing > 0), tl.constexpr(loss.focal_exponent != 0)
     numbers = loss.ignore_index, loss.label_smoothing, loss.focal_exponent
@@ -281,12 +271,12 @@ def row_loss(
         "columns": z.shape[1],
         "loss": _Options(*loss[:7], *numbers, smoothed, focal),
         "classes": classes,
-        "first": first,
-        "sums": sums,
-        "losses": losses,
-        "BEGINS": first == 0,
-        "TAKE": take,
-        "GRADIENT": gradient,
+        "first": what.first,
+        "sums": what.sums,
+        "losses": what.losses,
+        "BEGINS": what.first == 0,
+        "TAKE": what.take,
+        "GRADIENT": what.gradient,
         "LENGTH": SUMS,
     }
     launch.run(_row_loss, z.shape[0], z.device, arguments, _CONFIG)

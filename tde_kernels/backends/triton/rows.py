@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tde_kernels.backends import around_product
-from tde_kernels.backends.grouped import Intake, Loss, Rows
+from tde_kernels.backends.grouped import Intake, Loss, LossPass, Rows
 from tde_kernels.backends.loss_passes import ON_GPU, LossPasses, scaled
 from tde_kernels.backends.sweep import SweepPasses
 from tde_kernels.backends.triton import configs, launch
@@ -164,8 +164,8 @@ class _Passes(around_product.DeviceProducts, LossPasses, SweepPasses):
         sums = take_in(rows.a, intake)
         return *scaled(self, rows, dtype), rows.a.new_empty(0, dtype=torch.float32) if sums is None else sums
 
-    def cross_entropy(self, z: Tensor, loss: Loss, classes: int, **options: Any) -> None:
-        row_loss(z, loss, classes, **options)
+    def cross_entropy(self, z: Tensor, loss: Loss, classes: int, what: LossPass) -> None:
+        row_loss(z, loss, classes, what)
 
 
 def _launch(kernel: Any, rows: Rows, **arguments: Any) -> None:
