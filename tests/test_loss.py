@@ -21,6 +21,7 @@ from tde_kernels.backends import loss_by_rows
 from tde_kernels.backends.grouped import Grouped, Loss, LossPass
 
 Fused = tuple[str, str]
+BATCH, CLASSES = 16, 33
 RESULTS = ("loss", "gradient of x", "gradient of w", "gradient of class_scale")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
@@ -100,9 +101,9 @@ def check(
 def way(request: pytest.FixtureRequest, fused: Fused, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way to the loss, with a few rows or classes at a time."""
     passes = backends.implementation(fused[0]).PASSES
-    rows = {"whole": 40, "rows": 7, "classes": 12}[request.param]
-    monkeypatch.setattr(type(passes), "workspace", rows * 33 * 4)
-    monkeypatch.setattr(type(passes), "fewest_rows", 7 if request.param == "rows" else 1000)
+    rows = {"whole": BATCH, "rows": 10, "classes": BATCH - 1}[request.param]
+    monkeypatch.setattr(type(passes), "workspace", rows * CLASSES * 4)
+    monkeypatch.setattr(type(passes), "fewest_rows", 10 if request.param == "rows" else 1000)
     monkeypatch.setattr(loss_by_rows, "_CLASSES_AT_ONCE", 10)
     way: str = request.param
     return way
@@ -113,23 +114,32 @@ def way(request: pytest.FixtureRequest, fused: Fused, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("options", [(), OPTIONS], ids=["plain", "every option"])
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_oracle(normalizer: str, options: tuple[str, ...], reduction: str, dtype: torch.dtype, fused: Fused) -> None:
-    p = mild(normalizer, 40, 24, 33, 3, dtype=dtype)
-    check(p, fused, dtype, labels(40, 33), reduction, some_options(set(options), 40, 33))
+    p = mild(normalizer, BATCH, 24, CLASSES, 3, dtype=dtype)
+    check(p, fused, dtype, labels(BATCH, CLASSES), reduction, some_options(set(options), BATCH, CLASSES))
 
 
 @DTYPES
 @REDUCTIONS
 @pytest.mark.parametrize("normalizer", ["linear", "deconfound", "lws"])
 def test_every_way(normalizer: str, reduction: str, dtype: torch.dtype, way: str, fused: Fused) -> None:
-    p = mild(normalizer, 40, 24, 33, 3, dtype=dtype)
+    p = mild(normalizer, BATCH, 24, CLASSES, 3, dtype=dtype)
     implementation = backends.implementation(fused[0])
     assert implementation.LOSS.way(Grouped.of(p.x, p.w, checks.logits(p.x, p.w, **p.family)), torch.float32) == way
-    check(p, fused, dtype, labels(40, 33), reduction, some_options(set(OPTIONS), 40, 33))
+    check(p, fused, dtype, labels(BATCH, CLASSES), reduction, some_options(set(OPTIONS), BATCH, CLASSES))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("classes", [1100, 1104])
+def test_rows_of_many_blocks(classes: int, dtype: torch.dtype, fused: Fused) -> None:
+    """More classes than a kernel takes at once, read one by one and sixteen bytes at a time."""
+    p = mild("deconfound", 8, 24, classes, 2, dtype=dtype)
+    for reduction in ("sum", "none"):
+        check(p, fused, dtype, labels(8, classes), reduction, some_options(set(OPTIONS), 8, classes))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    batch=st.integers(8, 40),
+    batch=st.integers(8, 16),
     classes=st.integers(8, 60),
     normalizer=st.sampled_from(NORMALIZERS),
     options=st.sets(st.sampled_from(OPTIONS)),
@@ -239,14 +249,14 @@ def test_a_label_that_is_no_class(fused: Fused) -> None:
 def test_features_that_are_no_numbers(value: float, way: str, fused: Fused) -> None:
     """NaN comes out of the row, and of that row alone but for the weights' gradient."""
     backend, device = fused
-    p = mild("linear", 40, 24, 33, 3).cast(torch.float32, device)
+    p = mild("linear", BATCH, 24, CLASSES, 3).cast(torch.float32, device)
     p.x[3, 5] = value
     p.x.requires_grad_()
-    target = labels(40, 33).to(device)
+    target = labels(BATCH, CLASSES).to(device)
     target[3] = 1
     losses = F.grouped_cross_entropy(p.x, p.w, target, reduction="none", **p.family, backend=backend)
     losses.sum().backward()
-    wrong = torch.zeros(40, dtype=torch.bool, device=device)
+    wrong = torch.zeros(BATCH, dtype=torch.bool, device=device)
     wrong[3] = True
     assert torch.equal(losses.isnan(), wrong) and torch.equal(p.x.grad.isnan().any(1), wrong)
 
@@ -257,9 +267,9 @@ def test_the_ema_rides_along(normalizer: str, dtype: torch.dtype, way: str, fuse
     backend, device = fused
     if backends.refusal(backend, "cross_entropy", device, dtype) is not None:
         pytest.skip(f"{backend} does not serve {dtype}")
-    p = problem(40, 12, 33, 2, normalizer, dtype=dtype).cast(dtype, device, grad=True)
-    mask = torch.rand(40, device=device) > 0.4
-    target = torch.randint(33, (40,), device=device)
+    p = problem(BATCH, 12, CLASSES, 2, normalizer, dtype=dtype).cast(dtype, device, grad=True)
+    mask = torch.rand(BATCH, device=device) > 0.4
+    target = torch.randint(CLASSES, (BATCH,), device=device)
     ema, count = torch.full((12,), 2.0, device=device), torch.tensor(0, device=device)
     loss = F.grouped_cross_entropy_with_ema_(
         p.x, p.w, target, ema, count, momentum=0.5, mask=mask, **p.family, backend=backend
