@@ -94,7 +94,7 @@ class _Passes(LossPasses, sweep.SweepPasses):
 
     def winners(self, lines: sweep.Lines, alphas: Tensor) -> Tensor:
         ascending, order = alphas.sort()
-        found = torch.empty((len(alphas), lines.total.shape[0]), dtype=torch.int64)
+        found = alphas.new_empty((len(alphas), lines.total.shape[0]), dtype=torch.int64)
         core.compiled().alpha_sweep(
             *_polygon(lines), ascending.data_ptr(), len(alphas), found.data_ptr(), torch.get_num_threads()
         )
@@ -102,8 +102,8 @@ class _Passes(LossPasses, sweep.SweepPasses):
 
     def segments(self, lines: sweep.Lines, most: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = lines.total.shape[0]
-        starts = torch.empty((rows, most), dtype=torch.float64)
-        classes, counts = (torch.empty(shape, dtype=torch.int64) for shape in ((rows, most), (rows,)))
+        starts = lines.total.new_empty((rows, most), dtype=torch.float64)
+        classes, counts = (lines.total.new_empty(shape, dtype=torch.int64) for shape in ((rows, most), (rows,)))
         core.compiled().alpha_segments(
             *_polygon(lines), most, *(a.data_ptr() for a in (starts, classes, counts)), torch.get_num_threads()
         )

@@ -1,6 +1,6 @@
 """Cross entropy in a bounded workspace: logits are stored whole where they fit in it, else some at a time.
 
-Three ways, by size (see :func:`way`):
+Three ways, by size (see :meth:`FusedLoss.way`):
 
 - **whole**: the backend's own logits, one pass that puts their gradient in their place, the backend's own gradients;
 - **rows**: the same for some rows at a time, of operands that are scaled once: three products for a training step;

@@ -16,12 +16,12 @@ from tde_kernels.backends.loss_passes import LossPasses, scaled
 _CLASSES = 2**32  # more than there are
 
 
-def _keys(z: Tensor, first: int) -> Tensor:
-    """int64 keys of float32 ``z [B, N]``, the logits of the classes from ``first`` on. NaN is above all numbers."""
-    z = torch.where(z.isnan(), torch.nan, z + 0.0)  # one NaN, and one zero
-    bits = z.view(torch.int32)
+def _keys(values: Tensor, classes: Tensor) -> Tensor:
+    """int64 keys ``[B, N]`` of values and their classes. NaN is above all numbers, as for torch."""
+    values = values.float()
+    values = torch.where(values.isnan(), torch.nan, values + 0.0)  # one NaN, and one zero
+    bits = values.view(torch.int32)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # floats in the order of their bits as integers
-    classes = torch.arange(first, first + z.shape[1], device=z.device)
     return ordered.long() * _CLASSES + (_CLASSES - 1 - classes)
 
 
@@ -29,14 +29,26 @@ def _largest(keys: Tensor, k: int) -> Tensor:
     return keys.topk(min(k, keys.shape[1]), dim=1).values
 
 
+def _largest_of(z: Tensor, first: int, k: int) -> Tensor:
+    """Keys of the ``k`` largest of ``z [B, N]``, the logits of the classes from ``first`` on, or of all there are."""
+    if z.device.type == "cpu":  # where looking at values is free: torch's choice stands unless its last place is tied
+        values, places = z.topk(min(k, z.shape[1]), dim=1)
+        last = values[:, -1:]
+        shared = (z == last).sum(1) > (values == last).sum(1)
+        if not (shared | last[:, 0].isnan()).any():
+            return _keys(values, first + places)
+    return _largest(_keys(z, torch.arange(first, first + z.shape[1], device=z.device)), k)
+
+
 def topk(passes: LossPasses, p: Grouped, *, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """See ``tde::topk``."""
     x_hat, _, _ = passes.scaled_features(p.features, dtype, Intake())
     kept = torch.empty((p.x.shape[0], 0), dtype=torch.int64, device=p.x.device)
-    for chunk in class_chunks(p, dtype, passes.workspace // 4):  # an integer is as large as two to four logits
+    share = 1 if p.x.device.type == "cpu" else 8  # a key is as large as two to four logits, and made of such
+    for chunk in class_chunks(p, dtype, passes.workspace // share):
         w_hat, _ = scaled(passes, some_classes(p.weights, chunk), dtype)
-        keys = _keys(passes.product(x_hat, w_hat).float(), chunk.start)
-        kept = _largest(torch.cat([kept, _largest(keys, k)], 1), k)
+        found = _largest_of(passes.product(x_hat, w_hat), chunk.start, k)
+        kept = _largest(torch.cat([kept, found], 1), k)
     ordered = (kept // _CLASSES).int()  # rounded down: the class is what is left
     values = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
     return values.to(dtype), _CLASSES - 1 - kept % _CLASSES
