@@ -1,8 +1,13 @@
-"""Checks of arguments, for the whole package: errors name the argument, what came and what was wanted."""
+"""Checks of arguments, for the whole package: errors name the argument, what came and what was wanted.
+
+Values of tensors are read on the CPU alone: elsewhere that would synchronise. ``TDE_DEBUG=1`` in the environment has
+them read on every device.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +15,7 @@ from torch import Tensor
 
 from tde_kernels.normalizers import Classifier, resolve
 
+debug = os.environ.get("TDE_DEBUG") == "1"
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -24,6 +30,11 @@ def _name(dtype: torch.dtype) -> str:
 def tensor(value: object, name: str) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def _readable(t: Tensor) -> bool:
+    """Whether to look at the values of ``t``: see the module."""
+    return not torch.compiler.is_compiling() and (t.device.type == "cpu" or (debug and t.device.type != "meta"))
 
 
 def shaped(t: Tensor, shape: Sequence[int], name: str) -> None:
@@ -120,13 +131,13 @@ def logits(
 
 
 def alpha(value: float | Tensor) -> None:
-    """A finite number or a 0-d tensor. A tensor on a device is not read (that would synchronise)."""
+    """A finite number or a 0-d tensor."""
     if not isinstance(value, Tensor):
         finite(value, "alpha")
         return
     if value.dim() != 0:
         raise ValueError(f"alpha must be a number or a 0-d tensor, got shape {_shape(value)}")
-    if value.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(value.detach()):
+    if _readable(value) and not math.isfinite(value.detach()):
         raise ValueError(f"alpha must be finite, got {value.item()}")
 
 
@@ -145,7 +156,7 @@ def alphas(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
         raise TypeError(f"alphas must be a sequence of numbers, got {values!r}") from error
     if result.dim() != 1:
         raise ValueError(f"alphas must be a sequence of numbers, got shape {_shape(result)}")
-    if result.device.type == "cpu" and not bool(result.isfinite().all()):
+    if _readable(result) and not bool(result.isfinite().all()):
         raise ValueError(f"alphas must be finite, got {result.tolist()}")
     return result.to(device)
 
@@ -196,11 +207,11 @@ def counter(value: Tensor | None, x: Tensor, name: str) -> None:
 
 
 def labels(value: Tensor, num_classes: int, ignore_index: int, shape: Sequence[int], name: str) -> None:
-    """int64 class labels. Their range is read on the CPU alone: elsewhere that would synchronise."""
+    """int64 class labels."""
     shaped(value, shape, name)
     if value.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {_name(value.dtype)}")
-    if value.device.type != "cpu" or torch.compiler.is_compiling():
+    if not _readable(value):
         return
     wrong = (value != ignore_index) & ((value < 0) | (value >= num_classes))
     if wrong.any():

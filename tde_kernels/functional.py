@@ -334,7 +334,8 @@ def grouped_cross_entropy(
     Logits live in a workspace of fixed size, which :func:`tde_kernels.info` states: whole where they fit, else some
     rows or some classes at a time. Where ``class_weight``, ``logit_bias``, ``margin`` or ``lam`` require a gradient,
     torch's loss follows the fused logits. The mean over no sample at all is NaN, as torch has it. A target that is no
-    class is an error on the CPU; on a GPU, where looking would synchronise, its loss and gradient are NaN.
+    class is an error on the CPU; on a GPU, where looking would synchronise, its loss and gradient are NaN, unless
+    ``TDE_DEBUG=1`` is in the environment: then it is an error there too.
 
     Returns:
         Loss in float32 (float64 for float64 features): 0-d, or ``[...]`` with ``reduction="none"``.

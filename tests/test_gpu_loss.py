@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tde_kernels import FusedTDEHead, backends, reference
+from tde_kernels import FusedTDEHead, backends, checks, reference
 from tde_kernels import functional as F
 
 pytestmark = pytest.mark.gpu
@@ -85,6 +85,14 @@ def test_a_label_out_of_range_is_not_a_number(way: str, backend: str) -> None:
     wrong = torch.zeros(BATCH, dtype=torch.bool, device="cuda")
     wrong[[3, 5]] = True
     assert torch.equal(losses.isnan(), wrong) and x.grad is not None and torch.equal(x.grad.isnan().any(1), wrong)
+
+
+def test_a_label_out_of_range_is_an_error_when_debugging(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "debug", True)
+    head, x, target = problem(backend)
+    target[3] = CLASSES
+    with pytest.raises(ValueError, match=f"target must be in .*got {CLASSES}"):
+        head.loss(x, target)
 
 
 def test_many_classes_in_little_memory(backend: str) -> None:

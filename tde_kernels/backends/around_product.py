@@ -18,6 +18,10 @@ from tde_kernels.backends.grouped import Grouped, Rows, Wants
 class Passes(Protocol):
     """What a backend has to offer, on ``[R, D]`` operands of ``K`` heads."""
 
+    def multiplied_as(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that operands of a product in ``dtype`` are scaled into."""
+        return dtype
+
     def normalize(
         self, rows: Rows, dtype: torch.dtype, *, norms: Tensor | None = None, along: Tensor | None = None
     ) -> Tensor:
@@ -54,8 +58,9 @@ class DeviceProducts(Passes, Protocol):
         return torch.mm(a.float(), b.t().float())  # kernels run on the CPU: its product has no such option
 
 
-def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
+def saves(passes: Passes, p: Grouped, dtype: torch.dtype) -> list[Saved]:
     """See :class:`~tde_kernels.backends.core.Saved`: scaled operands and their norms, where they are not the inputs."""
+    dtype = passes.multiplied_as(dtype)
     operands = [None if rows.untouched(dtype) else rows for rows in (p.features, p.weights)]
     hats = [Saved((0,), dtype) if rows is None else Saved(rows.a.shape, dtype) for rows in operands]
     norms = [Saved((0,)) if rows is None else Saved((rows.a.shape[0], rows.num_heads)) for rows in operands]
@@ -74,14 +79,14 @@ def logits(
         normalize_features: does more in its pass over the features than ``passes.normalize``, whose arguments it takes.
     """
     # outputs of an op must not be one another: an empty one each
-    hats, norms = [], []
+    hats, norms, inside = [], [], passes.multiplied_as(dtype)
     for rows, normalize in ((p.features, normalize_features or passes.normalize), (p.weights, passes.normalize)):
-        untouched = rows.untouched(dtype)
+        untouched = rows.untouched(inside)
         norm = rows.a.new_empty((0,) if untouched else (rows.a.shape[0], p.heads), dtype=torch.float32)
-        hats.append(rows.a.new_empty(0, dtype=dtype) if untouched else normalize(rows, dtype, norms=norm))
+        hats.append(rows.a.new_empty(0, dtype=inside) if untouched else normalize(rows, inside, norms=norm))
         norms.append(norm)
     x_hat, w_hat = (hat if hat.dim() == 2 else a for hat, a in zip(hats, (p.x, p.w), strict=True))
-    return passes.product(x_hat, w_hat), *hats, *norms, p.x.new_empty(0, dtype=torch.float32)
+    return passes.product(x_hat, w_hat).to(dtype), *hats, *norms, p.x.new_empty(0, dtype=torch.float32)
 
 
 def logits_backward(
@@ -93,6 +98,7 @@ def logits_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``tde::logits_backward``: a product for each operand, then the projection in place on its result."""
     features, weights = p.features, p.weights
+    grad = grad.to(passes.multiplied_as(grad.dtype))
     dx, dw, dscale = (p.x.new_empty(0, dtype=torch.float32) for _ in range(3))
     if wants.x:
         dx = operand_gradient(passes, grad, features, weights, saved.x_norms, kept(saved.w_hat))

@@ -11,7 +11,7 @@ from tde_kernels.backends import around_product, core, largest, sweep
 from tde_kernels.backends.fused_loss import FusedLoss
 from tde_kernels.backends.grouped import Grouped, Intake, Loss, LossPass, Rows
 from tde_kernels.backends.loss_passes import ON_CPU, LossPasses
-from tde_kernels.backends.product import product
+from tde_kernels.backends.product import multiplied_as, product
 
 
 def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
@@ -73,6 +73,9 @@ class _Passes(LossPasses, sweep.SweepPasses):
         )
         return grad
 
+    def multiplied_as(self, dtype: torch.dtype) -> torch.dtype:
+        return multiplied_as(dtype)
+
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         return product(a, b)
 
@@ -125,13 +128,13 @@ def _fold_intake(intake: Intake, sums: Tensor | None, like: Tensor) -> Tensor:
     return sums if intake.take_sum and sums is not None else _floats(like, 0)
 
 
-saves = around_product.saves
+saves = partial(around_product.saves, PASSES)
 
 
 def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """See ``tde::logits``."""
     sums = _floats(p.x, p.x.shape[1] + 1) if intake.asked else None
-    if sums is not None and p.features.untouched(dtype):  # there is no pass over the features to ride along with
+    if sums is not None and p.features.untouched(multiplied_as(dtype)):  # there is no pass over the features to ride along with
         _sum_rows(p.x, intake.mask, sums)
     normalize = partial(PASSES.normalize, mask=intake.mask, sums=sums)
     return *around_product.logits(PASSES, p, dtype, normalize), _fold_intake(intake, sums, p.x)

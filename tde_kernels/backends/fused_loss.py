@@ -34,7 +34,8 @@ class FusedLoss:
 
     def way(self, p: Grouped, dtype: torch.dtype) -> str:
         """whole, rows or classes, from shapes and dtypes alone."""
-        batch, rows = p.x.shape[0], loss_by_rows.rows_at_once(self.passes, p, dtype)
+        inside = self.passes.multiplied_as(dtype)
+        batch, rows = p.x.shape[0], loss_by_rows.rows_at_once(self.passes, p, inside)
         if rows >= batch:
             return "whole"
         return "rows" if rows >= self.passes.fewest_rows else "classes"
@@ -46,7 +47,7 @@ class FusedLoss:
 
     def forward(self, p: Grouped, loss: Loss, intake: Intake, wants: Wants, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """See ``tde::cross_entropy``."""
-        wants = self.taken_along(p, wants, dtype)
+        wants, dtype = self.taken_along(p, wants, dtype), self.passes.multiplied_as(dtype)
         losses = p.x.new_empty(p.x.shape[0], dtype=torch.float32)
         sums = p.x.new_empty((0 if any(wants) else p.x.shape[0], SUMS), dtype=torch.float32)
         nothing = [p.x.new_empty(0, dtype=torch.float32) for _ in range(3)]
@@ -66,6 +67,7 @@ class FusedLoss:
         self, p: Grouped, loss: Loss, sums: Tensor, wants: Wants, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``tde::cross_entropy_backward``."""
+        dtype = self.passes.multiplied_as(dtype)
         if self.way(p, dtype) != "whole":
             return loss_by_classes.gradients(self.passes, p, loss, sums, wants, dtype)
         z, *saved, _ = self.logits(p, Intake(), dtype)

@@ -42,12 +42,13 @@ def _largest_of(z: Tensor, first: int, k: int) -> Tensor:
 
 def topk(passes: LossPasses, p: Grouped, *, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """See ``tde::topk``."""
-    x_hat, _, _ = passes.scaled_features(p.features, dtype, Intake())
+    inside = passes.multiplied_as(dtype)
+    x_hat, _, _ = passes.scaled_features(p.features, inside, Intake())
     kept = torch.empty((p.x.shape[0], 0), dtype=torch.int64, device=p.x.device)
     share = 1 if p.x.device.type == "cpu" else 8  # a key is as large as two to four logits, and made of such
-    for chunk in class_chunks(p, dtype, passes.workspace // share):
-        w_hat, _ = scaled(passes, some_classes(p.weights, chunk), dtype)
-        found = _largest_of(passes.product(x_hat, w_hat), chunk.start, k)
+    for chunk in class_chunks(p, inside, passes.workspace // share):
+        w_hat, _ = scaled(passes, some_classes(p.weights, chunk), inside)
+        found = _largest_of(passes.product(x_hat, w_hat).to(dtype), chunk.start, k)
         kept = _largest(torch.cat([kept, found], 1), k)
     ordered = (kept // _CLASSES).int()  # rounded down: the class is what is left
     values = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)

@@ -32,7 +32,7 @@ def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
     plan = _plan(p, dtype)
     if plan == "small":
         return small.SAVES
-    return tiled.saves(p) if plan == "tiled" else around_product.saves(p, dtype)
+    return tiled.saves(p) if plan == "tiled" else around_product.saves(PASSES, p, dtype)
 
 
 def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]:
