@@ -6,6 +6,7 @@
 #include "tde/build_info.h"
 #include "tde/cross_entropy.h"
 #include "tde/ema.h"
+#include "tde/logits.h"
 #include "tde/rows.h"
 
 namespace py = pybind11;
@@ -33,6 +34,41 @@ void feature_sum(const tde::Matrix& x, Address mask, Address sum, int threads) {
 
 void fold_ema(Address ema, Address num_updates, Address sum, int64_t dim, float momentum) {
   raise_unless_ok(tde::fold_ema(at<float>(ema), at<int64_t>(num_updates), at<const float>(sum), dim, momentum));
+}
+
+tde::EmaUpdate ema_update(Address ema, Address num_updates, Address mask, float momentum, Address feature_sum) {
+  return {at<float>(ema), at<int64_t>(num_updates), at<const bool>(mask), momentum, at<float>(feature_sum)};
+}
+
+void head_direction(Address ema, int64_t dim, int64_t heads, Address direction, int threads) {
+  raise_unless_ok(tde::head_direction(at<const float>(ema), dim, heads, at<float>(direction), threads));
+}
+
+// Features [batch, dim] and weights [classes, dim] of one problem, in as few objects as calls have time for.
+tde::Operands operands(Address x, int64_t x_stride, Address w, int64_t w_stride, tde::DType dtype, int64_t batch,
+                       int64_t dim, int64_t classes, int64_t heads, float scale, tde::NormFactor feature_factor,
+                       tde::NormFactor weight_factor, Address divisor, Address direction, Address alpha) {
+  return {{{at<void>(x), dtype, batch, dim, x_stride},
+           {heads, feature_factor, 1, nullptr, at<const float>(direction), at<const float>(alpha)}},
+          {{at<void>(w), dtype, classes, dim, w_stride}, {heads, weight_factor, scale, at<const float>(divisor)}}};
+}
+
+// A dense matrix of the problem's dtype.
+tde::Matrix dense(Address data, const tde::Operands& of, int64_t rows, int64_t cols) {
+  return {at<void>(data), of.features.a.dtype, rows, cols, cols};
+}
+
+void small_logits(const tde::Operands& of, const tde::EmaUpdate& update, Address out, int threads) {
+  const int64_t batch = of.features.a.rows, classes = of.weights.a.rows;
+  raise_unless_ok(tde::small_logits(of, update, dense(out, of, batch, classes), threads));
+}
+
+void small_logits_backward(const tde::Operands& of, Address grad, int64_t grad_stride, Address grad_x, Address grad_w,
+                           Address grad_divisor, int threads) {
+  const int64_t batch = of.features.a.rows, dim = of.features.a.cols, classes = of.weights.a.rows;
+  const tde::Matrix upstream{at<void>(grad), of.features.a.dtype, batch, classes, grad_stride};
+  raise_unless_ok(tde::small_logits_backward(of, upstream, dense(grad_x, of, batch, dim),
+                                             dense(grad_w, of, classes, dim), at<float>(grad_divisor), threads));
 }
 
 void background_exempt(const tde::Matrix& logits, Address row_projections, Address class_projections, int64_t heads,
@@ -99,6 +135,14 @@ PYBIND11_MODULE(_C, m) {
   py::class_<tde::RowTransform>(m, "RowTransform")
       .def(py::init(&row_transform), "heads"_a, "offset"_a, "power"_a, "scale"_a, "divisor"_a = 0, "direction"_a = 0,
            "alpha"_a = 0);
+  py::class_<tde::Operand>(m, "Operand").def(py::init<tde::Matrix, tde::RowTransform>(), "a"_a, "transform"_a);
+  py::class_<tde::NormFactor>(m, "NormFactor").def(py::init<float, float>(), "offset"_a, "power"_a);
+  py::class_<tde::Operands>(m, "Operands")
+      .def(py::init(&operands), "x"_a, "x_stride"_a, "w"_a, "w_stride"_a, "dtype"_a, "batch"_a, "dim"_a, "classes"_a,
+           "heads"_a, "scale"_a, "feature_factor"_a, "weight_factor"_a, "divisor"_a, "direction"_a, "alpha"_a);
+  py::class_<tde::EmaUpdate>(m, "EmaUpdate")
+      .def(py::init(&ema_update), "ema"_a = 0, "num_updates"_a = 0, "mask"_a = 0, "momentum"_a = 0.f,
+           "feature_sum"_a = 0);
   py::class_<tde::BuildInfo>(m, "BuildInfo")
       .def_readonly("version", &tde::BuildInfo::version)
       .def_readonly("compiler", &tde::BuildInfo::compiler)
@@ -116,6 +160,10 @@ PYBIND11_MODULE(_C, m) {
         "grad_a"_a, "grad_divisor"_a = 0, "threads"_a);
   m.def("feature_sum", &feature_sum, no_gil, "x"_a, "mask"_a, "feature_sum"_a, "threads"_a);
   m.def("fold_ema", &fold_ema, no_gil, "ema"_a, "num_updates"_a, "feature_sum"_a, "dim"_a, "momentum"_a);
+  m.def("head_direction", &head_direction, no_gil, "ema"_a, "dim"_a, "heads"_a, "direction"_a, "threads"_a);
+  m.def("small_logits", &small_logits, no_gil, "of"_a, "update"_a, "out"_a, "threads"_a);
+  m.def("small_logits_backward", &small_logits_backward, no_gil, "of"_a, "grad"_a, "grad_stride"_a, "grad_x"_a,
+        "grad_w"_a, "grad_divisor"_a, "threads"_a);
   m.def("background_exempt", &background_exempt, no_gil, "logits"_a, "row_projections"_a, "class_projections"_a,
         "heads"_a, "alpha"_a, "background"_a, "log"_a, "out"_a, "threads"_a);
   py::class_<tde::CrossEntropy>(m, "CrossEntropy")

@@ -12,10 +12,6 @@ using py::literals::operator""_a;
 
 namespace {
 
-tde::EmaUpdate ema_update(Address ema, Address num_updates, Address mask, float momentum, Address feature_sum) {
-  return {at<float>(ema), at<int64_t>(num_updates), at<const bool>(mask), momentum, at<float>(feature_sum)};
-}
-
 void update_ema(const tde::Matrix& x, const tde::EmaUpdate& update, Address floats, Address counters, Address stream) {
   raise_unless_ok(tde::cuda::update_ema(x, update, at<float>(floats), at<unsigned>(counters), at<void>(stream)));
 }
@@ -80,14 +76,9 @@ void tiled_logits(const tde::Operand& features, const tde::Operand& weights, con
 void bind_cuda(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
 
-  py::class_<tde::EmaUpdate>(m, "EmaUpdate")
-      .def(py::init(&ema_update), "ema"_a = 0, "num_updates"_a = 0, "mask"_a = 0, "momentum"_a = 0.f,
-           "feature_sum"_a = 0);
   py::class_<tde::cuda::Scratch>(m, "Scratch")
       .def_readonly("floats", &tde::cuda::Scratch::floats)
       .def_readonly("counters", &tde::cuda::Scratch::counters);
-
-  py::class_<tde::Operand>(m, "Operand").def(py::init<tde::Matrix, tde::RowTransform>(), "a"_a, "transform"_a);
 
   py::class_<tde::cuda::LogitsByproducts>(m, "LogitsByproducts")
       .def(py::init(&logits_byproducts), "x_norms"_a = 0, "w_norms"_a = 0, "x_projections"_a = 0,

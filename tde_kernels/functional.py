@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tde_kernels import checks, distributed, ops, reference
 from tde_kernels.backends import select
-from tde_kernels.backends.grouped import Intake, Loss
+from tde_kernels.backends.grouped import NO_INTAKE, Intake, Loss
 from tde_kernels.envelope import Envelope
 from tde_kernels.normalizers import Classifier
 
@@ -38,6 +38,10 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     if x.dtype != torch.float64 and checks.autocast(x):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _as_rows_of(x: Tensor, rows: Tensor) -> Tensor:
@@ -52,7 +56,8 @@ def _wants_grad(*tensors: Tensor | float | None) -> bool:
 def _alpha_tensor(alpha: float | Tensor, x: Tensor) -> Tensor:
     """alpha as the kernels take it, 0-d float32 on the device; filled there, not copied: no synchronisation."""
     if isinstance(alpha, Tensor):
-        return alpha.detach().to(x.device, torch.float32)
+        there = alpha.dtype == torch.float32 and alpha.device == x.device
+        return alpha if there else alpha.detach().to(x.device, torch.float32)
     return torch.full((), alpha, dtype=torch.float32, device=x.device)
 
 
@@ -82,22 +87,22 @@ def _logits(
         if ema is not None:
             _fold_ema_(ema, num_updates, reference.feature_sum(x, mask), momentum, group, asked)
         return reference.logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
-    across_ranks = ema is not None and distributed.active()
+    intake, across_ranks = NO_INTAKE, False
+    if ema is not None:
+        across_ranks = distributed.active()
+        here = None if across_ranks else ema
+        intake = Intake(_flat_mask(mask), here, None if here is None else num_updates, momentum, across_ranks)
     logits, total = ops.logits(
-        x.reshape(-1, x.shape[-1]),
+        _rows(x),
         w,
         classifier,
         direction=direction,
         alpha=None if direction is None else _alpha_tensor(alpha, x),
-        mask=_flat_mask(mask),
-        ema=None if across_ranks else ema,
-        num_updates=None if across_ranks else num_updates,
-        momentum=momentum,
-        take_sum=across_ranks,
+        intake=intake,
         dtype=dtype,
         backend=backend,
     )
-    if ema is not None and across_ranks:
+    if ema is not None and total is not None and across_ranks:
         _fold_ema_(ema, num_updates, total, momentum, group, asked)
     return _as_rows_of(x, logits)
 
@@ -149,6 +154,27 @@ def tde_logits(
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.counterfactual(x, direction, alpha)
     return _logits(x, w, classifier, direction=direction, alpha=alpha, asked=backend)
+
+
+def head_direction(ema: Tensor, *, num_heads: int, backend: str | None = None) -> Tensor:
+    """The head direction, ``d_hat^k = ema^k / ||ema^k||``, each head by itself; zero where ``ema^k`` is zero.
+
+    Args:
+        ema: ``[D]``, the un-normalised moving average of the features.
+
+    Returns:
+        ``[D]``, of unit norm in each head.
+    """
+    checks.floating(ema, "ema")
+    checks.features(ema, ema.shape[-1] if ema.dim() else 0, "ema")
+    checks.heads(ema.shape[-1], num_heads, "ema")
+    beyond = None
+    if ema.dim() != 1 or ema.dtype != torch.float32 or _wants_grad(ema):
+        beyond = "it takes one average in float32, and has no gradient"
+    chosen = select("head_direction", ema.device.type, ema.dtype, backend, beyond)
+    if chosen == "reference":
+        return reference.head_direction(ema, num_heads=num_heads)
+    return ops.head_direction(ema, num_heads=num_heads, backend=chosen)
 
 
 def _fold_ema_(
@@ -222,7 +248,7 @@ def feature_sum(x: Tensor, mask: Tensor | None = None, *, backend: str | None = 
     chosen = select("feature_sum", x.device.type, x.dtype, backend)
     if chosen == "reference":
         return reference.feature_sum(x, mask)
-    return ops.feature_sum(x.reshape(-1, x.shape[-1]), _flat_mask(mask), backend=chosen)
+    return ops.feature_sum(_rows(x), _flat_mask(mask), backend=chosen)
 
 
 @torch.no_grad()
@@ -253,7 +279,7 @@ def update_head_ema_(
     if chosen == "reference" or distributed.active():
         _fold_ema_(ema, None, feature_sum(x, mask, backend=backend), momentum, group, backend)
     else:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = _rows(x)
         ops.update_ema_(ema, None, rows, _flat_mask(mask), momentum=momentum, backend=chosen)
     return ema
 
@@ -294,7 +320,7 @@ def background_exempt(
     if chosen == "reference":
         return reference.exempt(x.to(dtype), w.to(dtype), classifier, direction, alpha, background, log)
     result = ops.background_exempt(
-        x.reshape(-1, x.shape[-1]),
+        _rows(x),
         w,
         classifier,
         direction=direction,
@@ -472,7 +498,7 @@ def _cross_entropy(
     across_ranks = ema is not None and distributed.active()
     kept = (None, None) if across_ranks else (ema, num_updates)
     loss, total = ops.cross_entropy(
-        x.reshape(-1, x.shape[-1]),
+        _rows(x),
         w,
         classifier,
         options.of(target),
@@ -512,7 +538,7 @@ def alpha_sweep(
     chosen = select("alpha_sweep", x.device.type, x.dtype, backend)
     if chosen == "reference":
         return reference.winners(*reference.effects(x, w, direction, classifier), steps)
-    rows = x.reshape(-1, x.shape[-1])
+    rows = _rows(x)
     found = ops.alpha_sweep(rows, w, direction, steps, classifier, backend=chosen)
     return found.reshape(len(steps), *x.shape[:-1])
 
@@ -542,7 +568,7 @@ def alpha_segments(
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.counterfactual(x, direction, 0.0)
     chosen = select("alpha_segments", x.device.type, x.dtype, backend)
-    rows = x.reshape(-1, x.shape[-1])
+    rows = _rows(x)
     if chosen == "reference":
         return reference.alpha_segments(
             rows,
@@ -595,7 +621,7 @@ def topk(
         values, classes = reference.lowest_topk(scores, k)
         return values.to(dtype), classes
     values, classes = ops.topk(
-        x.reshape(-1, x.shape[-1]),
+        _rows(x),
         w,
         classifier,
         k,

@@ -145,7 +145,7 @@ class FusedTDEHead(nn.Module):
     @property
     def head_direction(self) -> Tensor:
         """``[D]`` float32, of unit norm in each head; zero before the first update."""
-        return reference.head_direction(self.ema, num_heads=self.num_heads)
+        return F.head_direction(self.ema, num_heads=self.num_heads, backend=self.backend)
 
     @property
     def _family(self) -> dict[str, Any]:

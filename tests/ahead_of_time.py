@@ -143,8 +143,8 @@ def compile_ops(
     p = Grouped.of(x, w, classifier, *((torch.zeros(dim), torch.tensor(3.0)) if directed else ()))
     ema, count, mask = torch.zeros(dim), torch.tensor(0), torch.ones(batch, dtype=torch.bool)
     for intake in (Intake(),) if directed else (Intake(), Intake(mask, ema, count, 0.9)):
-        z, *outputs, _ = kernels.logits(p, intake, dtype)
-    saved, wants = Kept(*outputs), Wants(True, True, p.class_scale is not None)
+        z, saved, _ = kernels.logits(p, intake, dtype)
+    wants = Wants(True, True, p.class_scale is not None)
     kernels.logits_backward(p, z, saved, wants)
     target, each = torch.zeros(batch, dtype=torch.int64), torch.ones(classes)
     loss = Loss(target, torch.ones(batch), target, torch.ones(batch), each, each, each, 0.1, -100, 1.5)

@@ -147,6 +147,7 @@ def test_every_op_is_tested_here() -> None:
         "update_ema_",
         "feature_sum",
         "fold_ema_",
+        "head_direction",
         "background_exempt",
         "alpha_sweep",
         "alpha_segments",

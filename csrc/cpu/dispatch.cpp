@@ -3,11 +3,13 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "check.h"
 #include "tde/alpha_sweep.h"
 #include "tde/background_exempt.h"
 #include "tde/cross_entropy.h"
+#include "tde/logits.h"
 
 namespace tde {
 namespace {
@@ -89,6 +91,61 @@ Status fold_ema(float* ema, int64_t* num_updates, const float* feature_sum, int6
   for (int64_t i = 0; i < dim; ++i) ema[i] = momentum * ema[i] + feature_sum[i] / count;
   if (num_updates) ++*num_updates;
   return {};
+}
+
+Status head_direction(const float* ema, int64_t dim, int64_t heads, float* direction, int threads) {
+  const auto row = [dim](const float* data) { return Matrix{const_cast<float*>(data), DType::f32, 1, dim, dim}; };
+  return normalize_rows(row(ema), {heads, {0, 1}}, row(direction), {}, threads);
+}
+
+namespace {
+
+void check_operands(Check& check, const Operands& of) {
+  const auto& [features, weights] = of;
+  check.cpu_matrix(features.a, "features").cpu_matrix(weights.a, "weights");
+  check.heads(features.transform, features.a).heads(weights.transform, weights.a);
+  check.that(features.a.cols == weights.a.cols,
+             "features " + shape(features.a) + " and weights " + shape(weights.a) + " differ in columns");
+  check.that(features.a.dtype == weights.a.dtype, "features and weights differ in dtype");
+  check.that(features.transform.direction || !features.transform.alpha, "alpha needs a direction");
+  check.that(!weights.transform.direction, "the weights have no direction");
+}
+
+void check_logits(Check& check, const Matrix& logits, const Operands& of, const char* name) {
+  check.cpu_matrix(logits, name);
+  check.that(logits.rows == of.features.a.rows && logits.cols == of.weights.a.rows,
+             std::string(name) + " " + shape(logits) + " does not fit features and weights");
+  check.that(logits.dtype == of.features.a.dtype, std::string(name) + " must have the dtype of the operands");
+}
+
+}  // namespace
+
+Status small_logits(const Operands& of, const EmaUpdate& update, const Matrix& out, int threads) {
+  Check check("small_logits");
+  check_operands(check, of);
+  check_logits(check, out, of, "out");
+  if (!check.status().ok()) return check.status();
+  const int64_t dim = of.features.a.cols;
+  std::vector<float> own_sum(update.ema && !update.feature_sum ? dim + 1 : 0);
+  float* sum = own_sum.empty() ? update.feature_sum : own_sum.data();
+  choice().kernels->small_logits(of, update.mask, sum, out, threads);
+  return update.ema ? fold_ema(update.ema, update.num_updates, sum, dim, update.momentum) : Status{};
+}
+
+Status small_logits_backward(const Operands& of, const Matrix& grad, const Matrix& grad_x, const Matrix& grad_w,
+                             float* grad_divisor, int threads) {
+  Check check("small_logits_backward");
+  check_operands(check, of);
+  check_logits(check, grad, of, "grad");
+  for (const auto& [gradient, own] : {std::pair{&grad_x, &of.features}, std::pair{&grad_w, &of.weights}}) {
+    if (!gradient->data) continue;
+    check.cpu_matrix(*gradient, "a gradient").same_shape(*gradient, own->a, "an operand and its gradient");
+    check.that(gradient->dtype == own->a.dtype, "a gradient must have the dtype of its operand");
+  }
+  check.that(!grad_divisor || (of.weights.transform.divisor && grad_w.data),
+             "the divisor's gradient needs that of weights");
+  if (check.status().ok()) choice().kernels->small_logits_backward(of, grad, grad_x, grad_w, grad_divisor, threads);
+  return check.status();
 }
 
 Status background_exempt(const Matrix& logits, const float* row_projections, const float* class_projections,

@@ -4,6 +4,7 @@
 #include "tde/alpha_sweep.h"
 #include "tde/cross_entropy.h"
 #include "tde/ema.h"
+#include "tde/logits.h"
 #include "tde/rows.h"
 
 namespace tde::cpu {
@@ -15,6 +16,9 @@ struct Kernels {
                                   const RowTransform& transform, const Matrix& grad_a, float* grad_divisor,
                                   int threads);
   void (*feature_sum)(const Matrix& x, const bool* mask, float* feature_sum, int threads);
+  void (*small_logits)(const Operands& of, const bool* mask, float* feature_sum, const Matrix& out, int threads);
+  void (*small_logits_backward)(const Operands& of, const Matrix& grad, const Matrix& grad_x, const Matrix& grad_w,
+                                float* grad_divisor, int threads);
   void (*background_exempt)(const Matrix& logits, const float* row_projections, const float* class_projections,
                             int64_t heads, const float* alpha, int64_t background, bool log, const Matrix& out,
                             int threads);
@@ -31,6 +35,8 @@ struct Kernels {
   void normalize_rows_backward(const Matrix&, const Matrix&, const float*, const RowTransform&, const Matrix&, float*, \
                                int);                                                                                   \
   void feature_sum(const Matrix&, const bool*, float*, int);                                                           \
+  void small_logits(const Operands&, const bool*, float*, const Matrix&, int);                                         \
+  void small_logits_backward(const Operands&, const Matrix&, const Matrix&, const Matrix&, float*, int);               \
   void background_exempt(const Matrix&, const float*, const float*, int64_t, const float*, int64_t, bool,              \
                          const Matrix&, int);                                                                          \
   void cross_entropy(const Matrix&, const CrossEntropy&, const LossPass&, int);                                        \

@@ -24,6 +24,7 @@ OPS = (
     "update_ema_",
     "feature_sum",
     "fold_ema_",
+    "head_direction",
     "background_exempt",
     "alpha_sweep",
     "alpha_segments",

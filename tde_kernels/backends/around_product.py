@@ -11,8 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tde_kernels.backends.core import Kept, Saved, kept
+from tde_kernels.backends.core import Kept, Saved
 from tde_kernels.backends.grouped import Grouped, Rows, Wants
+from tde_kernels.normalizers import NormFactor
 
 
 class Passes(Protocol):
@@ -72,21 +73,22 @@ def logits(
     p: Grouped,
     dtype: torch.dtype,
     normalize_features: Callable[..., Tensor] | None = None,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Kept]:
     """The logits and what :func:`saves` lists. The counterfactual is subtracted from the features on their way.
 
     Args:
         normalize_features: does more in its pass over the features than ``passes.normalize``, whose arguments it takes.
     """
-    # outputs of an op must not be one another: an empty one each
-    hats, norms, inside = [], [], passes.multiplied_as(dtype)
+    inside = passes.multiplied_as(dtype)
+    hats: list[Tensor | None] = []
+    norms: list[Tensor | None] = []
     for rows, normalize in ((p.features, normalize_features or passes.normalize), (p.weights, passes.normalize)):
         untouched = rows.untouched(inside)
-        norm = rows.a.new_empty((0,) if untouched else (rows.a.shape[0], p.heads), dtype=torch.float32)
-        hats.append(rows.a.new_empty(0, dtype=inside) if untouched else normalize(rows, inside, norms=norm))
+        norm = None if untouched else rows.a.new_empty((rows.a.shape[0], p.heads), dtype=torch.float32)
+        hats.append(None if untouched else normalize(rows, inside, norms=norm))
         norms.append(norm)
-    x_hat, w_hat = (hat if hat.dim() == 2 else a for hat, a in zip(hats, (p.x, p.w), strict=True))
-    return passes.product(x_hat, w_hat).to(dtype), *hats, *norms, p.x.new_empty(0, dtype=torch.float32)
+    x_hat, w_hat = (a if hat is None else hat for hat, a in zip(hats, (p.x, p.w), strict=True))
+    return passes.product(x_hat, w_hat).to(dtype), Kept(*hats, *norms)
 
 
 def logits_backward(
@@ -101,11 +103,11 @@ def logits_backward(
     grad = grad.to(passes.multiplied_as(grad.dtype))
     dx, dw, dscale = (p.x.new_empty(0, dtype=torch.float32) for _ in range(3))
     if wants.x:
-        dx = operand_gradient(passes, grad, features, weights, saved.x_norms, kept(saved.w_hat))
+        dx = operand_gradient(passes, grad, features, weights, saved.x_norms, saved.w_hat)
     if wants.w or wants.class_scale:
         dscale = p.w.new_empty(p.w.shape[0], dtype=torch.float32) if wants.class_scale else dscale
         divisor = dscale if wants.class_scale else None
-        dw = operand_gradient(passes, grad.t(), weights, features, saved.w_norms, kept(saved.x_hat), divisor)
+        dw = operand_gradient(passes, grad.t(), weights, features, saved.w_norms, saved.x_hat, divisor)
     return dx, dw, dscale
 
 
@@ -113,6 +115,11 @@ def normalized(passes: Passes, rows: Rows, p: Grouped) -> tuple[Tensor, Tensor]:
     """One operand of ``p`` scaled, in float32, and its projections ``[R, K]`` on the direction, which stays in it."""
     along = rows.a.new_empty((rows.a.shape[0], p.heads), dtype=torch.float32)
     return passes.normalize(rows.towards(p.direction), torch.float32, along=along), along
+
+
+def head_direction(passes: Passes, ema: Tensor, *, num_heads: int) -> Tensor:
+    """See ``tde::head_direction``."""
+    return passes.normalize(Rows(ema[None], num_heads, NormFactor(power=1.0)), torch.float32)[0]
 
 
 def effects(passes: Passes, p: Grouped) -> tuple[Tensor, Tensor, Tensor]:

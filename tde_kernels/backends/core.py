@@ -8,13 +8,15 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tde_kernels.backends.grouped import Loss, LossPass, Rows
+from tde_kernels.backends.grouped import Grouped, Loss, LossPass, Rows
+from tde_kernels.normalizers import NormFactor
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 if os.environ.get("TDE_CPU_ISA", "baseline") not in INSTRUCTION_SETS:
@@ -62,13 +64,23 @@ class Saved(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Those tensors, handed to the backward; :func:`kept` tells the empty ones."""
+    """Those tensors, None where there is nothing to keep."""
 
-    x_hat: Tensor
-    w_hat: Tensor
-    x_norms: Tensor
-    w_norms: Tensor
-    along_x: Tensor
+    x_hat: Tensor | None = None
+    w_hat: Tensor | None = None
+    x_norms: Tensor | None = None
+    w_norms: Tensor | None = None
+    along_x: Tensor | None = None
+
+    @classmethod
+    def unless_empty(cls, *tensors: Tensor | None) -> Kept:
+        """Of an op's outputs, where an empty tensor stands for nothing."""
+        return cls(*(a if a is not None and a.dim() == 2 else None for a in tensors))
+
+
+def allocated(like: Tensor, saves: Sequence[Saved]) -> Kept:
+    """Fresh tensors for what is to be kept."""
+    return Kept(*(like.new_empty(shape, dtype=kind) if len(shape) == 2 else None for shape, kind in saves))
 
 
 def dense_rows(a: Tensor) -> Tensor:
@@ -76,10 +88,41 @@ def dense_rows(a: Tensor) -> Tensor:
     return a if a.stride(1) == 1 or a.shape[1] == 1 else a.contiguous()
 
 
+@cache
+def _dtype(dtype: torch.dtype) -> object:
+    return getattr(compiled().DType, DTYPES[dtype])
+
+
+@cache
+def _factor(factor: NormFactor) -> object:
+    return compiled().NormFactor(*factor)
+
+
+def operands(p: Grouped, x: Tensor, w: Tensor) -> object:
+    """Those of ``p``, made dense, as the core sees them. The caller keeps them alive."""
+    (batch, dim), classes = x.shape, w.shape[0]
+    return compiled().Operands(
+        x.data_ptr(),
+        x.stride(0),
+        w.data_ptr(),
+        w.stride(0),
+        _dtype(x.dtype),
+        batch,
+        dim,
+        classes,
+        p.heads,
+        p.scale,
+        _factor(p.feature_factor),
+        _factor(p.weight_factor),
+        address(p.class_scale),
+        address(p.direction),
+        address(p.alpha),
+    )
+
+
 def matrix(a: Tensor) -> object:
     """``a [R, N]``, as the core sees it. The caller keeps ``a`` alive."""
-    core = compiled()
-    return core.Matrix(a.data_ptr(), getattr(core.DType, DTYPES[a.dtype]), a.shape[0], a.shape[1], a.stride(0))
+    return compiled().Matrix(a.data_ptr(), _dtype(a.dtype), *a.shape, a.stride(0))
 
 
 def row_transform(rows: Rows) -> object:
@@ -98,11 +141,6 @@ def cross_entropy(loss: Loss, classes: int) -> object:
 def loss_pass(what: LossPass) -> object:
     """The same for what is to be done with logits."""
     return compiled().LossPass(what.first, what.take, address(what.sums), address(what.losses), what.gradient)
-
-
-def kept(a: Tensor) -> Tensor | None:
-    """One of an op's :class:`Saved` outputs, or None where it is empty."""
-    return a if a.dim() == 2 else None
 
 
 def address(a: Tensor | None) -> int:

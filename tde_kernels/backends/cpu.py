@@ -7,9 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tde_kernels.backends import around_product, core, largest, sweep
+from tde_kernels.backends import around_product, core, cpu_small, largest, sweep
+from tde_kernels.backends.core import Kept, Saved
 from tde_kernels.backends.fused_loss import FusedLoss
-from tde_kernels.backends.grouped import Grouped, Intake, Loss, LossPass, Rows
+from tde_kernels.backends.grouped import Grouped, Intake, Loss, LossPass, Rows, Wants
 from tde_kernels.backends.loss_passes import ON_CPU, LossPasses
 from tde_kernels.backends.product import multiplied_as, product
 
@@ -128,19 +129,31 @@ def _fold_intake(intake: Intake, sums: Tensor | None, like: Tensor) -> Tensor:
     return sums if intake.take_sum and sums is not None else _floats(like, 0)
 
 
-saves = partial(around_product.saves, PASSES)
+def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
+    """See :class:`~tde_kernels.backends.core.Saved`."""
+    return cpu_small.SAVES if cpu_small.serves(p, dtype) else around_product.saves(PASSES, p, dtype)
 
 
-def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, Kept, Tensor | None]:
     """See ``tde::logits``."""
+    if cpu_small.serves(p, dtype):
+        sums = _floats(p.x, p.x.shape[1] + 1) if intake.take_sum else None
+        return cpu_small.logits(p, intake, sums), Kept(), sums
     sums = _floats(p.x, p.x.shape[1] + 1) if intake.asked else None
-    if sums is not None and p.features.untouched(multiplied_as(dtype)):  # there is no pass over the features to ride along with
+    if sums is not None and p.features.untouched(
+        multiplied_as(dtype)
+    ):  # there is no pass over the features to ride along with
         _sum_rows(p.x, intake.mask, sums)
     normalize = partial(PASSES.normalize, mask=intake.mask, sums=sums)
     return *around_product.logits(PASSES, p, dtype, normalize), _fold_intake(intake, sums, p.x)
 
 
-logits_backward = partial(around_product.logits_backward, PASSES)
+def logits_backward(p: Grouped, grad: Tensor, saved: Kept, wants: Wants) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``tde::logits_backward``."""
+    if cpu_small.serves(p, grad.dtype):
+        return cpu_small.logits_backward(p, grad, wants)
+    return around_product.logits_backward(PASSES, p, grad, saved, wants)
+
 
 LOSS = FusedLoss(PASSES, logits, logits_backward)
 taken_along = LOSS.taken_along
@@ -186,6 +199,14 @@ def background_exempt(p: Grouped, *, background: int, log: bool, dtype: torch.dt
         core.matrix(out),
         torch.get_num_threads(),
     )
+    return out
+
+
+def head_direction(ema: Tensor, *, num_heads: int) -> Tensor:
+    """See ``tde::head_direction``. Every inference begins with it: as little as possible around the kernel."""
+    ema = ema.contiguous()
+    out = torch.empty_like(ema)
+    core.compiled().head_direction(ema.data_ptr(), len(ema), num_heads, out.data_ptr(), torch.get_num_threads())
     return out
 
 

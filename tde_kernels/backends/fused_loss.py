@@ -29,7 +29,7 @@ class FusedLoss:
     """The cross entropy of one backend, made of its passes and of its ops on logits."""
 
     passes: LossPasses
-    logits: Callable[[Grouped, Intake, torch.dtype], tuple[Tensor, ...]]
+    logits: Callable[[Grouped, Intake, torch.dtype], tuple[Tensor, Kept, Tensor | None]]
     logits_backward: Callable[[Grouped, Tensor, Kept, Wants], tuple[Tensor, Tensor, Tensor]]
 
     def way(self, p: Grouped, dtype: torch.dtype) -> str:
@@ -53,15 +53,16 @@ class FusedLoss:
         nothing = [p.x.new_empty(0, dtype=torch.float32) for _ in range(3)]
         way = self.way(p, dtype)
         if way == "whole":
-            z, *saved, feature_sum = self.logits(p, intake, dtype)
+            z, saved, feature_sum = self.logits(p, intake, dtype)
             kept = None if any(wants) else sums
             self.passes.cross_entropy(z, loss, p.w.shape[0], LossPass(sums=kept, losses=losses, gradient=any(wants)))
-            gradients = list(self.logits_backward(p, z, Kept(*saved), wants)) if any(wants) else nothing
+            gradients = list(self.logits_backward(p, z, saved, wants)) if any(wants) else nothing
         elif any(wants):
             *gradients, feature_sum = loss_by_rows.run(self.passes, p, loss, intake, wants, dtype, losses)
         else:
             gradients, feature_sum = nothing, loss_by_classes.take(self.passes, p, loss, intake, dtype, losses, sums)
-        return losses, *gradients, sums, feature_sum
+        nowhere = p.x.new_empty(0, dtype=torch.float32)
+        return losses, *gradients, sums, nowhere if feature_sum is None else feature_sum
 
     def backward(
         self, p: Grouped, loss: Loss, sums: Tensor, wants: Wants, dtype: torch.dtype
@@ -70,6 +71,6 @@ class FusedLoss:
         dtype = self.passes.multiplied_as(dtype)
         if self.way(p, dtype) != "whole":
             return loss_by_classes.gradients(self.passes, p, loss, sums, wants, dtype)
-        z, *saved, _ = self.logits(p, Intake(), dtype)
+        z, saved, _ = self.logits(p, Intake(), dtype)
         self.passes.cross_entropy(z, loss, p.w.shape[0], LossPass(sums=sums, take=False, gradient=True))
-        return self.logits_backward(p, z, Kept(*saved), wants)
+        return self.logits_backward(p, z, saved, wants)

@@ -56,6 +56,9 @@ class Intake(NamedTuple):
         return self.ema is not None or self.take_sum
 
 
+NO_INTAKE = Intake()
+
+
 class Wants(NamedTuple):
     """The gradients that are asked for."""
 
@@ -124,6 +127,24 @@ class Grouped(NamedTuple):
             classifier.scale,
             normalizer.feature,
             normalizer.weight,
+        )
+
+    def detached(self) -> Grouped:
+        """The same, unknown to autograd."""
+
+        def constant(a: Tensor | None) -> Tensor | None:
+            return None if a is None else a.detach()
+
+        return Grouped(
+            self.x.detach(),
+            self.w.detach(),
+            constant(self.class_scale),
+            constant(self.direction),
+            constant(self.alpha),
+            self.num_heads,
+            self.scale,
+            self.feature_factor,
+            self.weight_factor,
         )
 
     @property

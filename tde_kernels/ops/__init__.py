@@ -5,6 +5,7 @@ from tde_kernels.ops.alpha_sweep import alpha_sweep
 from tde_kernels.ops.background_exempt import background_exempt
 from tde_kernels.ops.cross_entropy import cross_entropy
 from tde_kernels.ops.ema import feature_sum, fold_ema_, update_ema_
+from tde_kernels.ops.head_direction import head_direction
 from tde_kernels.ops.logits import logits
 from tde_kernels.ops.topk import topk
 
@@ -15,6 +16,7 @@ __all__ = [
     "cross_entropy",
     "feature_sum",
     "fold_ema_",
+    "head_direction",
     "logits",
     "topk",
     "update_ema_",

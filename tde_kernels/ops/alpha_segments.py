@@ -21,7 +21,7 @@ def _fake(p: Grouped, *, most: int, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-define_grouped("alpha_segments", "", ", int most", "(Tensor starts, Tensor classes, Tensor counts)", fake=_fake)
+_run = define_grouped("alpha_segments", "", ", int most", "(Tensor starts, Tensor classes, Tensor counts)", fake=_fake)
 
 
 def alpha_segments(
@@ -29,5 +29,5 @@ def alpha_segments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``starts`` float64 and ``classes``, both ``[B, most]``, and how many there are, ``counts [B]``."""
     p = Grouped.of(x, w, classifier, direction)
-    starts, classes, counts = torch.ops.tde.alpha_segments(*p.tensors, **p.family, most=most, backend=backend)
+    starts, classes, counts = _run(p, most=most, backend=backend)
     return starts, classes, counts

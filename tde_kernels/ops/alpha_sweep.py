@@ -19,7 +19,7 @@ def _fake(p: Grouped, alphas: Tensor, **_: Any) -> Tensor:
     return p.x.new_empty((alphas.shape[0], p.x.shape[0]), dtype=torch.int64)
 
 
-define_grouped("alpha_sweep", ", Tensor alphas", "", "Tensor", fake=_fake)
+_run = define_grouped("alpha_sweep", ", Tensor alphas", "", "Tensor", fake=_fake)
 
 
 def alpha_sweep(
@@ -27,5 +27,5 @@ def alpha_sweep(
 ) -> Tensor:
     """Classes int64 ``[A, B]`` of ``x [B, D]`` for ``alphas [A]``, from a product in float32."""
     p = Grouped.of(x, w, classifier, direction)
-    result: Tensor = torch.ops.tde.alpha_sweep(*p.tensors, alphas, **p.family, backend=backend)
+    result: Tensor = _run(p, alphas, backend=backend)
     return result

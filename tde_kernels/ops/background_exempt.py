@@ -19,7 +19,7 @@ def _fake(p: Grouped, *, dtype: torch.dtype, **_: Any) -> Tensor:
     return p.x.new_empty((p.x.shape[0], p.w.shape[0]), dtype=dtype)
 
 
-define_grouped("background_exempt", "", ", int background, bool log, ScalarType dtype", "Tensor", fake=_fake)
+_run = define_grouped("background_exempt", "", ", int background, bool log, ScalarType dtype", "Tensor", fake=_fake)
 
 
 def background_exempt(
@@ -36,7 +36,5 @@ def background_exempt(
 ) -> Tensor:
     """Probabilities of Eq. 9, or their logarithms, ``[B, C]`` in ``dtype``, of ``x [B, D]``."""
     p = Grouped.of(x, w, classifier, direction, alpha)
-    result: Tensor = torch.ops.tde.background_exempt(
-        *p.tensors, **p.family, background=background, log=log, dtype=dtype, backend=backend
-    )
+    result: Tensor = _run(p, background=background, log=log, dtype=dtype, backend=backend)
     return result

@@ -116,7 +116,7 @@ _NUMBERS = ", float label_smoothing, int ignore_index, float focal_exponent"
 _WANTED = ", bool wants_x, bool wants_w, bool wants_class_scale, ScalarType dtype"
 _GRADIENTS = "Tensor dx, Tensor dw, Tensor dclass_scale"
 
-define_grouped(
+_run = define_grouped(
     "cross_entropy",
     f"{_LOSS}, Tensor? mask, Tensor(a!)? ema, Tensor(b!)? num_updates",
     f"{_NUMBERS}, float momentum, bool take_sum{_WANTED}",
@@ -124,7 +124,7 @@ define_grouped(
     fake=_fake,
     values=_values,
 )
-define_grouped(
+_run_backward = define_grouped(
     "cross_entropy_backward",
     f"{_LOSS}, Tensor sums",
     f"{_NUMBERS}{_WANTED}",
@@ -134,10 +134,9 @@ define_grouped(
 )
 
 
-def _options(p: Grouped, loss: Loss, wants: Wants, dtype: torch.dtype, backend: str) -> dict[str, Any]:
+def _options(loss: Loss, wants: Wants, dtype: torch.dtype, backend: str) -> dict[str, Any]:
     """The keyword arguments of both ops."""
     return {
-        **p.family,
         "label_smoothing": loss.label_smoothing,
         "ignore_index": loss.ignore_index,
         "focal_exponent": loss.focal_exponent,
@@ -200,8 +199,8 @@ class _Losses(torch.autograd.Function):
         p, loss = Grouped(*tensors[:5], *ctx.family), Loss(*tensors[5:], *ctx.numbers)
         loss = loss._replace(share=loss.share * grad, share_b=None if loss.share_b is None else loss.share_b * grad)
         wants = Wants(*ctx.needs_input_grad[4:7])
-        dx, dw, dclass_scale = torch.ops.tde.cross_entropy_backward(
-            *p.tensors, *loss[: len(_VECTORS)], sums, **_options(p, loss, wants, ctx.dtype, ctx.backend)
+        dx, dw, dclass_scale = _run_backward(
+            p, *loss[: len(_VECTORS)], sums, **_options(loss, wants, ctx.dtype, ctx.backend)
         )
         return (
             *(None,) * 4,
@@ -235,12 +234,13 @@ def cross_entropy(
     p = Grouped.of(x, w, classifier)
     learnt = [torch.is_grad_enabled() and a is not None and a.requires_grad for a in p.tensors[:3]]
     wants = Wants(*learnt) if total else NOTHING
-    losses, *gradients, sums, feature_sum = torch.ops.tde.cross_entropy(
-        *map(_detached, (*p.tensors, *loss[: len(_VECTORS)])),
+    losses, *gradients, sums, feature_sum = _run(
+        p.detached(),
+        *map(_detached, loss[: len(_VECTORS)]),
         intake.mask,
         intake.ema,
         intake.num_updates,
-        **_options(p, loss, wants, dtype, backend),
+        **_options(loss, wants, dtype, backend),
         momentum=intake.momentum,
         take_sum=intake.take_sum,
     )

@@ -26,13 +26,13 @@ def _fold_fake(ema: Tensor, num_updates: Tensor | None, total: Tensor, *, moment
     return None
 
 
-define(
+_update = define(
     "update_ema_(Tensor(a!) ema, Tensor(b!)? num_updates, Tensor x, Tensor? mask, *, float momentum, str backend) "
     "-> ()",
     fake=_update_fake,
 )
-define("feature_sum(Tensor x, Tensor? mask, *, str backend) -> Tensor", fake=_sum_fake)
-define(
+_sum = define("feature_sum(Tensor x, Tensor? mask, *, str backend) -> Tensor", fake=_sum_fake)
+_fold = define(
     "fold_ema_(Tensor(a!) ema, Tensor(b!)? num_updates, Tensor total, *, float momentum, str backend) -> ()",
     fake=_fold_fake,
 )
@@ -42,15 +42,15 @@ def update_ema_(
     ema: Tensor, num_updates: Tensor | None, x: Tensor, mask: Tensor | None, *, momentum: float, backend: str
 ) -> None:
     """Takes the rows of ``x [B, D]`` where ``mask [B]`` holds into ``ema [D]``; counts an update if there are any."""
-    torch.ops.tde.update_ema_(ema, num_updates, x, mask, momentum=momentum, backend=backend)
+    _update(ema, num_updates, x, mask, momentum=momentum, backend=backend)
 
 
 def feature_sum(x: Tensor, mask: Tensor | None, *, backend: str) -> Tensor:
     """``[D + 1]`` float32: the sum of the rows of ``x [B, D]`` that ``mask [B]`` lets through, then their number."""
-    result: Tensor = torch.ops.tde.feature_sum(x, mask, backend=backend)
+    result: Tensor = _sum(x, mask, backend=backend)
     return result
 
 
 def fold_ema_(ema: Tensor, num_updates: Tensor | None, total: Tensor, *, momentum: float, backend: str) -> None:
     """Folds a feature sum into ``ema [D]`` in place and counts one more update; nothing where the sum has no rows."""
-    torch.ops.tde.fold_ema_(ema, num_updates, total, momentum=momentum, backend=backend)
+    _fold(ema, num_updates, total, momentum=momentum, backend=backend)

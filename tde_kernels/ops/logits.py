@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tde_kernels.backends import implementation
 from tde_kernels.backends.core import Kept
-from tde_kernels.backends.grouped import Grouped, Intake, Wants
+from tde_kernels.backends.grouped import NO_INTAKE, Grouped, Intake, Wants
 from tde_kernels.normalizers import Classifier, NormFactor
-from tde_kernels.ops.library import define_grouped
+from tde_kernels.ops.library import define_grouped, launch, nobody_looks
 
 
 def _fake(
@@ -54,20 +54,36 @@ def _forward_values(
 def _backward_values(
     grad: Tensor, *saved: Tensor, wants_x: bool, wants_w: bool, wants_class_scale: bool
 ) -> tuple[Tensor, Kept, Wants]:
-    return grad, Kept(*saved), Wants(wants_x, wants_w, wants_class_scale)
+    return grad, Kept.unless_empty(*saved), Wants(wants_x, wants_w, wants_class_scale)
 
 
-define_grouped(
+def _flat(
+    p: Grouped, found: tuple[Tensor, Kept, Tensor | None], *, dtype: torch.dtype, backend: str, **_: Any
+) -> tuple[Tensor, ...]:
+    z, kept, feature_sum = found
+    specs = zip(kept, implementation(backend).saves(p, dtype), strict=True)
+    filled = [p.x.new_empty(spec.shape, dtype=spec.dtype) if a is None else a for a, spec in specs]
+    return z, *filled, p.x.new_empty(0, dtype=torch.float32) if feature_sum is None else feature_sum
+
+
+def _nested(z: Tensor, *others: Tensor) -> tuple[Tensor, Kept, Tensor]:
+    *saved, feature_sum = others
+    return z, Kept.unless_empty(*saved), feature_sum
+
+
+_run = define_grouped(
     "logits",
     ", Tensor? mask, Tensor(a!)? ema, Tensor(b!)? num_updates",
     ", float momentum, bool take_sum, ScalarType dtype",
     "(Tensor logits, Tensor x_hat, Tensor w_hat, Tensor x_norms, Tensor w_norms, Tensor along_x, Tensor feature_sum)",
     fake=_fake,
     values=_forward_values,
+    flat=_flat,
+    nested=_nested,
 )
-define_grouped(
+_run_backward = define_grouped(
     "logits_backward",
-    ", Tensor grad, Tensor x_hat, Tensor w_hat, Tensor x_norms, Tensor w_norms, Tensor along_x",
+    ", Tensor grad, Tensor? x_hat, Tensor? w_hat, Tensor? x_norms, Tensor? w_norms, Tensor? along_x",
     ", bool wants_x, bool wants_w, bool wants_class_scale",
     "(Tensor dx, Tensor dw, Tensor dclass_scale)",
     fake=_fake_backward,
@@ -107,7 +123,7 @@ class _Differentiable(torch.autograd.Function):
         weight_factor: NormFactor,
         logits: Tensor,
         backend: str,
-        *saved: Tensor,
+        *saved: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(x, w, class_scale, direction, alpha, *saved)
         ctx.family = num_heads, scale, feature_factor, weight_factor
@@ -118,17 +134,13 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors  # asked for once: checkpointing recomputes at each asking
         p = Grouped(*tensors[:5], *ctx.family)
-        wants_x, wants_w, wants_class_scale = ctx.needs_input_grad[:3]
-        dx, dw, dclass_scale = torch.ops.tde.logits_backward(
-            *p.tensors,
-            grad,
-            *tensors[5:],
-            **p.family,
-            wants_x=wants_x,
-            wants_w=wants_w,
-            wants_class_scale=wants_class_scale,
-            backend=ctx.backend,
-        )
+        wants_x, wants_w, wants_class_scale = wants = Wants(*ctx.needs_input_grad[:3])
+        if nobody_looks(grad, p.x, p.w):
+            kept = Kept(*tensors[5:])
+            dx, dw, dclass_scale = launch("logits_backward", ctx.backend, p, grad, kept, wants)
+        else:
+            wanted = {"wants_x": wants_x, "wants_w": wants_w, "wants_class_scale": wants_class_scale}
+            dx, dw, dclass_scale = _run_backward(p, grad, *tensors[5:], **wanted, backend=ctx.backend)
         if torch.is_grad_enabled():  # create_graph=True
             dx, dw = _Once.apply(dx, grad, p.x, p.w), _Once.apply(dw, grad, p.x, p.w)
         return (
@@ -139,8 +151,18 @@ class _Differentiable(torch.autograd.Function):
         )
 
 
-def _detached(a: Tensor | None) -> Tensor | None:
-    return None if a is None else a.detach()
+class _Launched(_Differentiable):
+    """The same where nobody looks: the kernels run inside, which saves the detours."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        _, _, _, p, intake, dtype, backend, feature_sum = arguments  # the first three for their gradients
+        z, kept, total = launch("logits", backend, p, intake, dtype)
+        feature_sum.append(total)
+        ctx.save_for_backward(*p.tensors, *kept)
+        ctx.family, ctx.backend = p[5:], backend
+        result: Tensor = z
+        return result
 
 
 def logits(
@@ -150,30 +172,22 @@ def logits(
     *,
     direction: Tensor | None = None,
     alpha: Tensor | None = None,
-    mask: Tensor | None = None,
-    ema: Tensor | None = None,
-    num_updates: Tensor | None = None,
-    momentum: float = 0.0,
-    take_sum: bool = False,
+    intake: Intake = NO_INTAKE,
     dtype: torch.dtype,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Logits ``[B, C]`` in ``dtype`` of ``x [B, D]`` and, with ``take_sum``, the feature sum ``[D + 1]``.
-
-    With ``ema [D]``, the batch is folded into it in the same pass.
-    """
+) -> tuple[Tensor, Tensor | None]:
+    """Logits ``[B, C]`` in ``dtype`` of ``x [B, D]`` and the feature sum ``[D + 1]``, if ``intake`` asks for it."""
     p = Grouped.of(x, w, classifier, direction, alpha)
-    z, *saved, feature_sum = torch.ops.tde.logits(
-        *map(_detached, p.tensors),
-        mask,
-        ema,
-        num_updates,
-        **p.family,
-        momentum=momentum,
-        take_sum=take_sum,
-        dtype=dtype,
-        backend=backend,
+    learns = torch.is_grad_enabled() and (
+        x.requires_grad or w.requires_grad or (p.class_scale is not None and p.class_scale.requires_grad)
     )
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in p.tensors[:3]):
-        z = _Differentiable.apply(*p, z, backend, *saved)
-    return z, feature_sum
+    if nobody_looks(x, w, p.class_scale, intake.ema, intake.mask):
+        if not learns:
+            z, _, feature_sum = launch("logits", backend, p, intake, dtype)
+            return z, feature_sum
+        sums: list[Tensor | None] = []
+        return _Launched.apply(x, w, p.class_scale, p, intake, dtype, backend, sums), sums[0]
+    mask, ema, num_updates, momentum, take_sum = intake
+    options = {"momentum": momentum, "take_sum": take_sum, "dtype": dtype, "backend": backend}
+    z, kept, feature_sum = _run(p.detached(), mask, ema, num_updates, **options)
+    return _Differentiable.apply(*p, z, backend, *kept) if learns else z, feature_sum

@@ -17,7 +17,7 @@ def _fake(p: Grouped, *, k: int, dtype: torch.dtype, **_: Any) -> tuple[Tensor, 
     return p.x.new_empty(shape, dtype=dtype), p.x.new_empty(shape, dtype=torch.int64)
 
 
-define_grouped("topk", "", ", int k, ScalarType dtype", "(Tensor values, Tensor classes)", fake=_fake)
+_run = define_grouped("topk", "", ", int k, ScalarType dtype", "(Tensor values, Tensor classes)", fake=_fake)
 
 
 def topk(
@@ -33,5 +33,5 @@ def topk(
 ) -> tuple[Tensor, Tensor]:
     """Values in ``dtype`` and classes int64, both ``[B, k]``, of ``x [B, D]``, in descending order."""
     p = Grouped.of(x, w, classifier, direction, alpha)
-    values, classes = torch.ops.tde.topk(*p.tensors, **p.family, k=k, dtype=dtype, backend=backend)
+    values, classes = _run(p, k=k, dtype=dtype, backend=backend)
     return values, classes

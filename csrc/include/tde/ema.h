@@ -12,6 +12,9 @@ Status feature_sum(const Matrix& x, const bool* mask, float* feature_sum, int th
 // ema [dim] in place, and one more in `num_updates`; neither changes where the count feature_sum[dim] is zero.
 Status fold_ema(float* ema, int64_t* num_updates, const float* feature_sum, int64_t dim, float momentum);
 
+// direction [dim]: ema^k / ||ema^k|| for each head, zero where that is zero.
+Status head_direction(const float* ema, int64_t dim, int64_t heads, float* direction, int threads);
+
 // The EMA that takes features [rows, cols] in on the way; all null where none does.
 struct EmaUpdate {
   float* ema = nullptr;            // [cols] in place

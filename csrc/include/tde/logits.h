@@ -18,6 +18,16 @@ struct Operand {
   RowTransform transform;
 };
 
+struct Operands {
+  Operand features, weights;
+};
+
+// Small problems on the CPU, whose scaled operands stay in cache: one call forward, one for both gradients from `grad`
+// [B, C]. A gradient without memory is not wanted; grad_divisor [C] comes with grad_w, if not null.
+Status small_logits(const Operands& of, const EmaUpdate& update, const Matrix& out, int threads);
+Status small_logits_backward(const Operands& of, const Matrix& grad, const Matrix& grad_x, const Matrix& grad_w,
+                             float* grad_divisor, int threads);
+
 namespace cuda {
 
 // All on the current device and a cudaStream_t, with as much scratch memory as is asked for.

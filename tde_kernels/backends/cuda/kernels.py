@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tde_kernels.backends import largest, sweep
+from tde_kernels.backends import around_product, largest, sweep
 from tde_kernels.backends.cuda.background_exempt import background_exempt
 from tde_kernels.backends.cuda.ema import feature_sum, fold_ema_, update_ema_
 from tde_kernels.backends.cuda.logits import logits, logits_backward, saves
@@ -15,6 +15,7 @@ LOSS = FusedLoss(PASSES, logits, logits_backward)
 taken_along = LOSS.taken_along
 cross_entropy = LOSS.forward
 cross_entropy_backward = LOSS.backward
+head_direction = partial(around_product.head_direction, PASSES)
 alpha_sweep = partial(sweep.alpha_sweep, PASSES)
 alpha_segments = partial(sweep.alpha_segments, PASSES)
 topk = partial(largest.topk, PASSES)
@@ -29,6 +30,7 @@ __all__ = [
     "cross_entropy_backward",
     "feature_sum",
     "fold_ema_",
+    "head_direction",
     "logits",
     "logits_backward",
     "saves",

@@ -35,7 +35,7 @@ def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
     return tiled.saves(p) if plan == "tiled" else around_product.saves(PASSES, p, dtype)
 
 
-def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, Kept, Tensor | None]:
     """See ``tde::logits``."""
     sums = p.x.new_empty(p.x.shape[1] + 1 if intake.take_sum else 0, dtype=torch.float32)
     plan = _plan(p, dtype)

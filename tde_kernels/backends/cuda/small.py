@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tde_kernels.backends import core
-from tde_kernels.backends.core import Saved
+from tde_kernels.backends.core import Kept, Saved
 from tde_kernels.backends.cuda.device import scratch, stream_of
 from tde_kernels.backends.cuda.ema import ema_update
 from tde_kernels.backends.grouped import Grouped, Intake, Rows, Wants
@@ -28,8 +28,8 @@ def _operand(rows: Rows, a: Tensor) -> object:
     return core.compiled().Operand(core.matrix(a), core.row_transform(rows))
 
 
-def logits(p: Grouped, intake: Intake, sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The logits ``[B, C]``, and empty :data:`SAVES`; ``sums [D + 1]`` is filled if it is asked for."""
+def logits(p: Grouped, intake: Intake, sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, Kept]:
+    """The logits ``[B, C]``; nothing is kept; ``sums [D + 1]`` is filled if it is asked for."""
     x, w = core.dense_rows(p.x), core.dense_rows(p.w)
     z = x.new_empty((x.shape[0], w.shape[0]), dtype=dtype)
     floats, counters = scratch(x, core.compiled().cuda_small_logits_scratch(*x.shape))
@@ -44,7 +44,7 @@ def logits(p: Grouped, intake: Intake, sums: Tensor, dtype: torch.dtype) -> tupl
             stream,
         )
     core.mark_written(intake.ema, intake.num_updates)
-    return z, *(x.new_empty(0, dtype=torch.float32) for _ in SAVES)
+    return z, Kept()
 
 
 def _gradient(own: Rows, other: Rows, grad: Tensor, grad_divisor: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tde_kernels.backends import core, crossovers
-from tde_kernels.backends.core import Saved
+from tde_kernels.backends.core import Kept, Saved
 from tde_kernels.backends.cuda.device import scratch, stream_of
 from tde_kernels.backends.cuda.ema import ema_update
 from tde_kernels.backends.grouped import Grouped, Intake, Rows
@@ -88,13 +88,13 @@ def _run(
     return z
 
 
-def logits(p: Grouped, intake: Intake, sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def logits(p: Grouped, intake: Intake, sums: Tensor, dtype: torch.dtype) -> tuple[Tensor, Kept]:
     """The logits and what :func:`saves` lists; ``sums [D + 1]`` is filled if it is asked for."""
-    saved = [p.x.new_empty(shape, dtype=kind) for shape, kind in saves(p)]
+    saved = core.allocated(p.x, saves(p))
     update = ema_update(intake, sums)
-    z = _run(p, p.features, dtype, norms=(core.kept(saved[2]), core.kept(saved[3])), update=update)
+    z = _run(p, p.features, dtype, norms=(saved.x_norms, saved.w_norms), update=update)
     core.mark_written(intake.ema, intake.num_updates)
-    return z, *saved
+    return z, saved
 
 
 def effects(p: Grouped) -> tuple[Tensor, Tensor, Tensor]:

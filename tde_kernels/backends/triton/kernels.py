@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from tde_kernels.backends import sweep
+from tde_kernels.backends import around_product, sweep
 from tde_kernels.backends.fused_loss import FusedLoss
 from tde_kernels.backends.triton.alpha_sweep import alpha_sweep
 from tde_kernels.backends.triton.background_exempt import background_exempt
@@ -12,6 +12,7 @@ from tde_kernels.backends.triton.logits_backward import logits_backward
 from tde_kernels.backends.triton.rows import PASSES
 from tde_kernels.backends.triton.topk import topk
 
+head_direction = partial(around_product.head_direction, PASSES)
 alpha_segments = partial(sweep.alpha_segments, PASSES)
 LOSS = FusedLoss(PASSES, logits, logits_backward)
 taken_along = LOSS.taken_along
@@ -28,6 +29,7 @@ __all__ = [
     "cross_entropy_backward",
     "feature_sum",
     "fold_ema_",
+    "head_direction",
     "logits",
     "logits_backward",
     "saves",

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tde_kernels.backends import around_product, core
-from tde_kernels.backends.core import Saved
+from tde_kernels.backends.core import Kept, Saved
 from tde_kernels.backends.grouped import Grouped, Intake
 from tde_kernels.backends.triton import configs, launch
 from tde_kernels.backends.triton.arithmetic import rounded
@@ -138,11 +138,11 @@ def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
     return [Saved((0,)), Saved((0,)), *norms, per_head(p.x, p.direction is not None)]
 
 
-def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, Kept, Tensor | None]:
     """See ``tde::logits``."""
     (batch, dim), classes = p.x.shape, p.w.shape[0]
-    outputs = [p.x.new_empty(shape, dtype=kind) for shape, kind in saves(p, dtype)]
-    x_norms, w_norms, along_x = map(core.kept, outputs[2:])
+    kept = core.allocated(p.x, saves(p, dtype))
+    x_norms, w_norms, along_x = kept[2:]
     if configs.around_library("forward", batch, classes, dim, dtype):
         x_hat = PASSES.normalize(p.features, dtype, norms=x_norms, along=along_x)
         w_hat = PASSES.normalize(p.weights, dtype, norms=w_norms)
@@ -151,7 +151,7 @@ def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, ...]
         shift = "none" if p.direction is None else "subtracted"
         z, sums = _single_pass(p, dtype, dtype, shift, (x_norms, w_norms, along_x, None), intake)
         core.mark_written(intake.ema, intake.num_updates)
-    return z, *outputs, p.x.new_empty(0, dtype=torch.float32) if sums is None else sums
+    return z, kept, sums
 
 
 def total_effects(p: Grouped) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tde_kernels.backends import around_product, core
+from tde_kernels.backends import around_product
 from tde_kernels.backends.core import Kept
 from tde_kernels.backends.grouped import Grouped, Rows, Wants
 from tde_kernels.backends.triton import configs, launch
@@ -204,7 +204,7 @@ def _operand(
 
 def logits_backward(p: Grouped, grad: Tensor, saved: Kept, wants: Wants) -> tuple[Tensor, Tensor, Tensor]:
     """See ``tde::logits_backward``."""
-    norms_x, norms_w, along = map(core.kept, (saved.x_norms, saved.w_norms, saved.along_x))
+    norms_x, norms_w, along = saved[2:]
     dx, dw = (p.x.new_empty(0, dtype=torch.float32) for _ in range(2))
     dscale = p.x.new_empty(p.w.shape[0] if wants.class_scale else 0, dtype=torch.float32)
     if wants.x:
