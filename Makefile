@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench gpu-check clean
+.PHONY: help install demo test lint format bench bench-quick gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,10 +38,15 @@ format: install ## Put formatting right
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
 
-bench: install ## Measure the head on this CPU: bench/results and docs/performance.md
+bench: install ## Measure on this CPU: bench/results, docs/performance.md and its plots (half an hour or more)
 	@mkdir -p bench/results
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=bench/results/cpu-$$(date +%F).json
 	$(BIN)/python -m bench.report bench/results/cpu-$$(date +%F).json
+
+bench-quick: install ## The same in two minutes, of few shapes: tables, and build/bench/performance.md
+	@mkdir -p build/bench
+	$(BIN)/python -m pytest bench -q --benchmark-only --quick --benchmark-json=build/bench/quick.json
+	$(BIN)/python -m bench.report build/bench/quick.json --page build/bench/performance.md
 
 gpu-check: ## With a GPU: build, test, sanitise and measure with the python at hand, offline (override with PYTHON=...)
 	$(PYTHON) -m bench.gpu_check

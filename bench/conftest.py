@@ -1,69 +1,108 @@
-"""Options of the suite, what its results file says of the machine, and the table of ratios at the end."""
+"""Options of the suite, what its results file says of the machine, and the tables at the end."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections import defaultdict
+import shlex
+import sys
+import time
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import tde_kernels
-from bench.shapes import SHAPES
+from bench import results, tables
+from bench.cases import DTYPES, Options, at_hand
+from bench.machine import roof
+from bench.peers import PACKAGES
+from bench.shapes import ALL
 
-_PEERS = {"cut-cross-entropy": "cut_cross_entropy", "liger-kernel": "liger_kernel"}  # and the modules they install
+_started = time.monotonic()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--shapes",
-        help=f"comma-separated shapes to measure, of {', '.join(SHAPES)} (default: what each file lists as MEASURED)",
+    group = parser.getgroup("tde_kernels")
+    group.addoption("--shapes", help=f"comma-separated, of {', '.join(ALL)} (default: what each work lists)")
+    group.addoption("--dtypes", help=f"comma-separated, of {', '.join(DTYPES)} (default: what each work lists)")
+    group.addoption("--backends", help="comma-separated backends of tde_kernels (default: all at hand)")
+    group.addoption("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    group.addoption("--quick", action="store_true", help="few shapes, one dtype, small budgets, no max-autotune")
+    group.addoption("--patience", type=float, default=5.0, help="leave out calls of more seconds than this (5)")
+    group.addoption("--stop-after", type=float, help="leave out what has not begun after so many seconds")
+
+
+def _names(config: pytest.Config, option: str, known: Iterable[str]) -> tuple[str, ...] | None:
+    """The names that an option lists, each one known."""
+    asked = config.getoption(option)
+    names = tuple(asked.split(",")) if asked else None
+    unknown = sorted(set(names or ()) - set(known))
+    if unknown:
+        raise pytest.UsageError(f"{option} must name some of {', '.join(known)}, got {', '.join(unknown)}")
+    return names
+
+
+def options(config: pytest.Config) -> Options:
+    """What is asked for; as a test, without figures, the suite is quick."""
+    device = config.getoption("--device")
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    if device not in devices:
+        raise pytest.UsageError(f"--device must be one of {', '.join(devices)}, got {device}")
+    return Options(
+        _names(config, "--shapes", ALL),
+        _names(config, "--dtypes", DTYPES),
+        _names(config, "--backends", at_hand(device)),
+        device,
+        config.getoption("--quick") or config.getoption("--benchmark-disable"),
+        config.getoption("--patience"),
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "shape_name" in metafunc.fixturenames:
-        asked = metafunc.config.getoption("--shapes")
-        names = asked.split(",") if asked else metafunc.module.MEASURED
-        unknown = sorted(set(names) - set(SHAPES))
-        if unknown:
-            raise pytest.UsageError(f"--shapes must name some of {', '.join(SHAPES)}, got {', '.join(unknown)}")
-        metafunc.parametrize("shape_name", names)
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", metafunc.module.cases(options(metafunc.config)), ids=str)
 
 
-def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    """The versions that matter; not the machine's own names, nor every flag of its CPU."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where time is limited, what compiles first comes last."""
+    if config.getoption("--stop-after") is not None:
+        items.sort(key=lambda item: "compiled" in item.name or "autotuned" in item.name)
+
+
+@pytest.fixture(autouse=True)
+def _in_time(request: pytest.FixtureRequest) -> None:
+    limit = request.config.getoption("--stop-after")
+    if limit is not None and time.monotonic() - _started > limit:
+        pytest.skip("out of time")
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """The command, the device and the versions that matter; not the machine's own names, nor every flag of its CPU."""
+    machine = output_json["machine_info"]
     for name in ("node", "release"):
-        machine_info.pop(name, None)
-    machine_info["cpu"].pop("flags", None)
-    machine_info["tde_kernels"] = tde_kernels.info().versions | tde_kernels.info().build
-    machine_info["threads"] = torch.get_num_threads()
-    machine_info["peers"] = {name: importlib.metadata.version(name) for name in _PEERS if find_spec(_PEERS[name])}
-
-
-_LIMITS = {"ratio_to_bare": "the bare products", "ratio_to_inference": "one TDE inference"}
-_WIDTH = 20
+        machine.pop(name, None)
+    machine["cpu"].pop("flags", None)
+    asked = options(config)
+    measured = {b["extra_info"]["dtype"] for b in output_json["benchmarks"] if "dtype" in b["extra_info"]}
+    machine |= {
+        "command": shlex.join(["python", "-m", "pytest", *config.invocation_params.args]),
+        "device": machine["cpu"]["brand_raw"] if asked.device == "cpu" else torch.cuda.get_device_name(),
+        "tde_kernels": tde_kernels.info().versions | tde_kernels.info().build,
+        "threads": torch.get_num_threads(),
+        "peers": {name: importlib.metadata.version(name) for name in PACKAGES if find_spec(PACKAGES[name])},
+        "roofs": {name: roof(asked.device, getattr(torch, name))._asdict() for name in sorted(measured)},
+    }
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The tables of the report, of this session."""
     session = getattr(config, "_benchmarksession", None)
-    for key, limit in _LIMITS.items():
-        found = [b for b in session.benchmarks if key in b.extra_info] if session else []
-        for work in dict.fromkeys(b.group.split()[0] for b in found):
-            _print_table(terminalreporter, [b for b in found if b.group.split()[0] == work], key, limit)
-
-
-def _print_table(out: Any, found: list[Any], key: str, limit: str) -> None:
-    """A line for each shape, a column for each rival; beside the ratio the peak of memory, where it was measured."""
-    work = found[0].group.split()[0]
-    rivals = list(dict.fromkeys(b.extra_info["rival"] for b in found))
-    rows: dict[str, dict[str, str]] = defaultdict(dict)
-    for b in found:
-        memory = f" {b.extra_info['peak_mib']:6.0f} MiB" if "peak_mib" in b.extra_info else ""
-        rows[b.group.split()[1]][b.extra_info["rival"]] = f"{b.extra_info[key]:.2f}{memory}"
-    out.section(f"{work}: time as a multiple of {limit} (median of interleaved ratios)")
-    out.write_line(f"{'':<16}" + "".join(f"{rival:>{_WIDTH}}" for rival in rivals))
-    for shape, row in rows.items():
-        out.write_line(f"{shape:<16}" + "".join(f"{row.get(rival, '-'):>{_WIDTH}}" for rival in rivals))
+    found = (
+        [results.row(b.group, b.extra_info) for b in session.benchmarks if "ratio" in b.extra_info] if session else []
+    )
+    console = Console(file=sys.__stdout__, soft_wrap=True)
+    for table in tables.of(found):
+        console.print(tables.rich_table(table))

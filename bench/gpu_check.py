@@ -1,6 +1,7 @@
 """``python -m bench.gpu_check``: builds, tests, sanitises and measures on the GPU at hand, offline, in nine minutes.
 
-Writes ``bench/results/<device>-<date>.json``: the machine, each step with its command and how it ended, the timings.
+Writes ``bench/results/<device>-<date>.json``: the machine, each step with its command and how it ended, and what the
+benchmarks found, in the form of the suite's own files.
 A step that fails or runs out of its time is written down as such; the exit status then is 1.
 """
 
@@ -16,6 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 BUDGET = 530.0  # seconds for all of it
+KEPT = 90.0  # of them for the benchmarks
 # Small cases of every kernel: the sanitizer makes each some hundred times slower
 SANITISED = "test_every_plan and deconfound or test_the_ema_rides_along or test_background_exempt_over_tiles"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -75,10 +78,10 @@ def sanitizer() -> str | None:
 
 
 def steps(deadline: float) -> list[Step]:
-    """All steps but the timings, for which a minute and a half is kept."""
+    """All steps but the benchmarks."""
 
-    def left(keep: float = 90.0) -> float:
-        return deadline - time.monotonic() - keep
+    def left() -> float:
+        return deadline - time.monotonic() - KEPT
 
     python = [sys.executable, "-m"]
     tests = [*python, "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
@@ -99,6 +102,16 @@ def steps(deadline: float) -> list[Step]:
     done.append(run("gpu tests", [*tests, "tests", "-m", "gpu"], left()))
     done.append(run("triton backend", [*tests, "tests", "-k", "triton-cuda"], left()))
     return done
+
+
+def suite(seconds: float) -> tuple[Step, dict[str, Any] | None]:
+    """The benchmark suite on the GPU, and its results; it stops by itself before it would be stopped."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "suite.json"
+        command = [sys.executable, "-m", "pytest", "bench", "-q", "-p", "no:cacheprovider", "--benchmark-only"]
+        command += ["--device", "cuda", "--quick", f"--stop-after={0.75 * seconds:.0f}", f"--benchmark-json={file}"]
+        done = run("benchmarks", command, seconds)
+        return done, json.loads(file.read_text()) if file.exists() and file.stat().st_size else None
 
 
 def machine() -> dict[str, Any]:
@@ -140,15 +153,12 @@ def main() -> int:
         "machine": machine(),
         "steps": [asdict(step) for step in done],
     }
-    print(f"written: {write(results)}")  # before the timings, which may find a kernel that hangs
-    from bench import gpu_loss, gpu_timing
-
-    half = time.monotonic() + (deadline - time.monotonic()) / 2
-    results["timings"] = gpu_timing.measure(half)
+    print(f"written: {write(results)}")  # before the benchmarks, which may find a kernel that hangs
+    last, found = suite(deadline - time.monotonic())
+    results["steps"].append(asdict(last))
+    results["suite"] = found
     print(f"written: {write(results)}")
-    results["losses"] = gpu_loss.measure(deadline)
-    print(f"written: {write(results)}")
-    return 0 if all(step.status == "ok" for step in done) else 1
+    return 0 if all(step.status == "ok" for step in [*done, last]) else 1
 
 
 if __name__ == "__main__":

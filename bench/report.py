@@ -1,132 +1,177 @@
-"""``python -m bench.report RESULTS.json``: writes docs/performance.md and its plot, which nobody edits by hand."""
+"""``python -m bench.report RESULTS.json [--against EARLIER.json]``: docs/performance.md and its plots.
+
+Nobody edits them by hand. A ratio of ours that grew by more than 10% since the earlier file is named, in the page and
+on stderr.
+"""
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from bench.plots import loss_by_classes
+from bench import plots, results, scaling, tables
+from bench.results import Change, File, Row
 from bench.shapes import SCALING, SHAPES
+from bench.tables import Table
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE, PLOT = DOCS / "performance.md", DOCS / "images" / "loss_by_classes.png"
+PAGE, IMAGES = DOCS / "performance.md", DOCS / "images"
+PLOTS = {"batch": "step_by_batch.png", "dim": "step_by_dim.png", "heads": "step_by_heads.png"}
+PLOTS["classes"] = "loss_by_classes.png"
+HOW = """\
+Each figure is the median of the ratios to the limit, which is the first row, the two taking turns in one run. In
+brackets how many times as long as tde_kernels a rival takes (at its fastest backend there), the median time, and the
+memory at the peak beyond inputs and results, which on a CPU is the process's and below a MiB says nothing. A result
+that is wrong, held against the reference in float64, is not timed."""
+PEERS = """\
+¹ A plain linear head's loss on operands that are normalised already, gradients for those: less work than the head's.
+Cut Cross-Entropy's and Liger's kernels are for GPUs; on a CPU the one offers `torch.compile`, the other nothing."""
 
 
-class Table(NamedTuple):
-    """One table: a piece of work, the limit that times are multiples of, and who does it."""
-
-    work: str
-    title: str
-    ratio: str
-    rivals: dict[str, str]
-    notes: str = ""
-
-
-HEAD = {
-    "bare": "products alone, `torch.mm`",
-    "bare_by_library": "products alone, by the library that the CPU backend takes",
-    "tde_kernels": "**tde_kernels**",
-    "eager": "eager torch, as the paper's code",
-    "compiled_eager": "`torch.compile` of that",
-    "compiled_reference": "`torch.compile` of the reference",
-}
-LOSS = {
-    "tde_kernels": "**tde_kernels**, `head.loss`",
-    "logits_first": "its fused logits, then torch's loss",
-    "eager": "eager torch, as the paper's code",
-    "compiled_eager": "`torch.compile` of that",
-    "torch_linear": "`F.linear_cross_entropy` ¹",
-    "torch_chunked": "the same in four chunks ¹",
-    "cut_cross_entropy": "Cut Cross-Entropy ¹",
-    "liger": "Liger ¹",
-}
-ALPHA = {
-    "sweep": "**tde_kernels**, 32 alphas",
-    "all alphas": "**tde_kernels**, every alpha, exactly",
-    "sweep by inference": "an inference for each of the 32",
-    "topk": "**tde_kernels**, the 5 largest",
-    "topk of inference": "`torch.topk` of its logits",
-}
-LOSS_NOTE = (
-    "In brackets the median time, then the memory at the peak beyond inputs and gradients. Shapes `classes_C` are\n"
-    "256 x 64 x C: the last is the million of the GPU's suite with 1/16 of its batch, 1/8 of its channels and all\n"
-    "of its classes.\n\n"
-    "¹ A plain linear head's loss on operands that are normalised already, gradients for those: less work than the\n"
-    "head's. Cut Cross-Entropy's and Liger's kernels are for GPUs; on a CPU the one offers `torch.compile`, the other\n"
-    "nothing."
-)
-TABLES = (
-    Table("forward", "Training forward: Eq. 7 and the moving average, against one product", "ratio_to_bare", HEAD),
-    Table(
-        "step",
-        "Training step: forward, moving average, and backward from a given gradient, against three products",
-        "ratio_to_bare",
-        HEAD,
-    ),
-    Table("inference", "TDE inference, Eq. 8, against one product", "ratio_to_bare", HEAD),
-    Table("loss", "Training step with its loss, against three products", "ratio_to_bare", LOSS, LOSS_NOTE),
-    Table("alpha", "Many alphas, and the largest logits, against one TDE inference", "ratio_to_inference", ALPHA),
-)
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _cell(benchmark: dict[str, Any] | None, ratio: str) -> str:
-    if benchmark is None:
-        return "-"
-    info = benchmark["extra_info"]
-    memory = f", {max(info['peak_mib'], 0):.0f} MiB" if "peak_mib" in info else ""
-    return f"{info[ratio]:.2f} ({1e3 * benchmark['stats']['median']:.3g} ms{memory})"
-
-
-def _lines(table: Table, benchmarks: list[dict[str, Any]]) -> list[str]:
-    found = {(b["group"], b["extra_info"]["rival"]): b for b in benchmarks}
-    shapes = [name for name in SHAPES if any(group == f"{table.work} {name}" for group, _ in found)]
-    lines = [f"## {table.title}", "", _row(["", *shapes]), _row(["---", *["---:"] * len(shapes)])]
-    for rival, label in table.rivals.items():
-        cells = [_cell(found.get((f"{table.work} {shape}", rival)), table.ratio) for shape in shapes]
-        lines.append(_row([label, *cells]))
-    lines.append("")
-    return [*lines, table.notes, ""] if table.notes else lines
-
-
-def page(results: dict[str, Any], source: str) -> str:
-    """The page as Markdown, of a results file's contents and its name."""
-    machine = results["machine_info"]
+def _header(file: File) -> Iterator[str]:
+    machine = file.machine
     built = machine["tde_kernels"]
-    shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in SHAPES.items() if name not in SCALING)
+    versions = f"tde_kernels {built['tde_kernels']}, torch {built['torch']}, Python {built['python']}"
     peers = ", ".join(f"{name} {version}" for name, version in machine.get("peers", {}).items())
-    return "\n".join(
-        [
-            "# Performance",
-            "",
-            f"Generated by `python -m bench.report {source}`; not edited by hand. Measured by `make bench`.",
-            "",
-            f"- Device: {machine['cpu']['brand_raw']}, {machine['threads']} threads, float32.",
-            f"- Versions: tde_kernels {built['tde_kernels']}, torch {built['torch']}, Python {built['python']}; "
-            f"commit {results['commit_info']['id'][:10]}; {results['datetime'][:10]}. Peers: {peers}.",
-            f"- CPU backend: {built['cpu']}; products by {built['products']}; the loss: {built['loss']}.",
-            f"- Shapes (batch, channels, classes): {shapes}.",
-            "",
-            "Each figure is the median of the ratios to the limit, the two taking turns in one run; in brackets the",
-            "median time of a few calls, the weaker figure on a machine that others use too.",
-            "",
-            *(line for table in TABLES for line in _lines(table, results["benchmarks"])),
-            "## The loss as classes grow",
-            "",
-            f"![Time and memory of the loss against the number of classes]({PLOT.relative_to(DOCS)})",
-            "",
-        ]
-    )
+    shapes = ", ".join(f"{name} {tuple(shape[:3])}" for name, shape in SHAPES.items())
+    yield f"Generated by `python -m bench.report {file.path}`; not edited by hand."
+    yield ""
+    yield f"- Command: `{machine.get('command', 'not recorded')}`."
+    yield f"- Device: {machine.get('device', machine['cpu']['brand_raw'])}, {machine['threads']} threads."
+    yield f"- Versions: {versions}; commit {file.commit[:10]}; {file.date}. Peers: {peers}."
+    yield f"- CPU backend: {built.get('cpu')}; products by {built.get('products')}; the loss: {built.get('loss')}."
+    for dtype, roof in machine.get("roofs", {}).items():
+        yield (
+            f"- At best, measured: {roof['flops'] / 1e9:.0f} x 10⁹ operations a second in {dtype} by a library's "
+            f"product, {roof['bytes'] / 1e9:.0f} GB a second."
+        )
+    yield f"- Shapes (batch, channels, classes): {shapes}; two heads."
+    yield ""
+
+
+def _losses(rows: Sequence[Row]) -> Iterator[str]:
+    """Each work and shape where somebody else is faster."""
+    yield "## Where we lose"
+    yield ""
+    lost = []
+    for work, shape, dtype in dict.fromkeys(row.key[:3] for row in rows):
+        group = [row for row in rows if row.key[:3] == (work, shape, dtype)]
+        ours = tables.best_of_ours(group)
+        faster = [row for row in group if not row.ours and not row.is_limit and ours and row.ratio < ours.ratio]
+        if ours and faster:
+            others = sorted(faster, key=lambda row: row.ratio)
+            named = ", ".join(f"{tables.label(row.rival)} {ours.ratio / row.ratio:.2f}x" for row in others)
+            lost.append(f"- {work}, {shape}, {dtype}: faster than tde_kernels are {named}.")
+    yield from lost or ["Nowhere: no rival is faster at any shape measured."]
+    yield ""
+
+
+def _roofline(rows: Sequence[Row]) -> Table:
+    """Share of the roofline and launches of ours, a row for each work."""
+    ours = {row.key: row for row in rows if row.ours and "roofline" in row.info and row.shape in SHAPES}
+    shapes = [name for name in SHAPES if any(key[1] == name for key in ours)]
+    body = []
+    for work, dtype, rival in dict.fromkeys((key[0], key[2], key[3]) for key in ours):
+        found = (ours.get((work, shape, dtype, rival)) for shape in shapes)
+        cells = [f"{row.info['roofline']:.0%}, {row.info['launches']}" if row else "-" for row in found]
+        body.append([f"{work}, {dtype}, {rival}", *cells])
+    title = "Share of the roofline, and launches (kernels on a GPU, torch operators on a CPU)"
+    return Table(title, [["", *shapes], *body])
+
+
+def _exponents(rows: Sequence[Row]) -> Table:
+    """How time grows along each axis, ours beside the bare products."""
+    body = []
+    for axis in SCALING:
+        measured = [row for row in rows if row.shape in SCALING[axis]]
+        fits = [scaling.fit(measured, axis, name) for name in dict.fromkeys(r.rival for r in measured if r.ours)]
+        bare = scaling.fit(measured, axis, "bare")
+        beside = f"{bare.exponent:.2f}" if bare else "-"
+        work = measured[0].work if measured else ""
+        for found in filter(None, fits):
+            grown = f"{found.smallest} to {found.largest}"
+            body.append([f"{axis}, {work}, {found.rival}", grown, f"{found.exponent:.2f}", beside])
+    return Table("Exponents, over the three largest sizes", [["", "sizes", "tde_kernels", "bare products"], *body])
+
+
+def _overhead(file: File) -> Iterator[Table]:
+    """Microseconds of each layer, and what it adds to the one below."""
+    for work in dict.fromkeys(found["work"] for found in file.overhead):
+        layers = [(found["layer"], found["microseconds"]) for found in file.overhead if found["work"] == work]
+        below = [cost for _, cost in layers[1:]] + [0.0]
+        body = [[name, f"{cost:.1f}", f"{cost - less:.1f}"] for (name, cost), less in zip(layers, below, strict=True)]
+        yield Table(f"{work}, microseconds", [["layer", "cumulative", "itself"], *body])
+
+
+def _compared(changes: Sequence[Change], before: File | None) -> Iterator[str]:
+    yield "## Compared with an earlier run"
+    yield ""
+    if before is None:
+        yield "There is no earlier results file of this device."
+    else:
+        worse = [change for change in changes if change.is_regression]
+        yield f"Against `{before.path.name}` (commit {before.commit[:10]}, {before.date}): of {len(changes)} ratios of"
+        yield f"ours that both have, {len(worse)} grew by more than 10%{':' if worse else '.'}"
+        yield ""
+        yield from (f"- {text(change)}" for change in worse)
+    yield ""
+
+
+def text(change: Change) -> str:
+    """A change for people."""
+    now = change.now
+    return f"{now.work}, {now.shape}, {now.dtype}, {now.rival}: {change.before.ratio:.2f} to {now.ratio:.2f}"
+
+
+def page(file: File, before: File | None = None, images: Sequence[str] = ()) -> str:
+    """The page as Markdown."""
+    changes = results.changes(file.rows, before.rows) if before else []
+    lines = ["# Performance", "", *_header(file), *_losses(file.rows), *_compared(changes, before)]
+    lines += ["## Each work, its rivals side by side", "", HOW, "", PEERS, ""]
+    for table in tables.of(file.rows):
+        lines += tables.markdown(table)
+    lines += ["## Against the roof", "", *tables.markdown(_roofline(file.rows))]
+    lines += [
+        "Operands that stay in a cache may be read faster than the memory's bandwidth allows: then above 100%.",
+        "",
+    ]
+    lines += ["## As sizes grow", "", *tables.markdown(_exponents(file.rows))]
+    lines += ["## What a call costs", ""]
+    for table in _overhead(file):
+        lines += tables.markdown(table)
+    lines += [f"![{name.removesuffix('.png').replace('_', ' ')}](images/{name})\n" for name in images]
+    return "\n".join(lines)
+
+
+def draw(file: File, folder: Path) -> list[str]:
+    """Writes the plots that there are figures for, and returns their names."""
+    pictures = {name: plots.growth(file.rows, axis) for axis, name in PLOTS.items()}
+    pictures["roofline.png"] = plots.roofline(file.rows, file.machine.get("roofs", {}))
+    drawn = {name: picture for name, picture in pictures.items() if picture is not None}
+    for name, picture in drawn.items():
+        (folder / name).write_bytes(picture)
+    return list(drawn)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--against", type=Path, help="an earlier results file (default: the newest of this device)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where to write (default: docs/performance.md)")
+    asked = parser.parse_args(arguments)
+    file = results.load(asked.results)
+    before = results.load(asked.against) if asked.against else results.earlier(file)
+    images = asked.page.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    asked.page.write_text(page(file, before, draw(file, images)), encoding="utf-8")
+    print(f"wrote {asked.page} and its plots")
+    if before is not None:
+        for change in results.changes(file.rows, before.rows):
+            if change.is_regression:
+                print(f"slower than in {before.path.name}: {text(change)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    source = Path(sys.argv[1])
-    results = json.loads(source.read_text())
-    PAGE.write_text(page(results, str(source)), encoding="utf-8")
-    PLOT.write_bytes(loss_by_classes(results["benchmarks"], LOSS))
-    print(f"wrote {PAGE} and {PLOT}")
+    main()

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """A classifier at work: batch, channels of a feature, classes."""
+    """A classifier at work: batch, channels of a feature, classes, heads."""
 
     batch: int
     dim: int
     classes: int
+    heads: int = 2
 
     def product_flops(self) -> int:
         """Of one product of features and weights; a training step takes three."""
@@ -27,11 +28,11 @@ SHAPES = {
     "million": Shape(4096, 512, 1_000_000),
 }
 
-# On a CPU the million is scaled down: 1/16 of the batch, 1/8 of the channels, all of the classes. The other decades of
-# classes lead up to it.
-SCALING = {f"classes_{classes}": Shape(256, 64, classes) for classes in (10, 100, 1000, 10_000, 100_000, 1_000_000)}
-SHAPES |= SCALING
-
-# What a small CPU gets through in minutes
-CPU_SHAPES = ("cifar100", "imagenet_lt", "lvis")
-LOSS_SHAPES = ("imagenet_lt", "lvis", "inat18", "imagenet21k", *SCALING)
+# What grows while the rest stays. Classes lead up to the million, with 1/16 of its batch and 1/8 of its channels.
+SCALING = {
+    "batch": {f"batch_{size}": Shape(size, 512, 1000) for size in (8, 32, 128, 512, 2048, 8192)},
+    "dim": {f"dim_{size}": Shape(512, size, 1000) for size in (32, 128, 512, 2048, 8192)},
+    "classes": {f"classes_{size}": Shape(256, 64, size) for size in (10, 100, 1000, 10_000, 100_000, 1_000_000)},
+    "heads": {f"heads_{size}": Shape(512, 512, 1000, size) for size in (1, 4, 16, 64)},
+}
+ALL = SHAPES | {name: shape for axis in SCALING.values() for name, shape in axis.items()}
