@@ -69,7 +69,8 @@ def rivals(work: str, dtype: str, options: Options) -> list[str]:
             ours.append(f"tde_kernels {name}")
             ours += [f"tde_kernels {name} {plan}" for plan in PLANS if name == "cuda" and what.op == "logits"]
     others = [name for name in what.rivals if not (options.quick and name in SLOW)]
-    return [*what.limits, *ours, *others]
+    limits = [name for name in what.limits if options.device == "cpu" or name != "bare_by_library"]
+    return [*limits, *ours, *others]
 
 
 def of(

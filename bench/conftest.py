@@ -61,6 +61,10 @@ def options(config: pytest.Config) -> Options:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    options(config)  # what is unknown is told before anything is collected
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", metafunc.module.cases(options(metafunc.config)), ids=str)
@@ -97,12 +101,11 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     }
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(config: pytest.Config) -> None:
     """The tables of the report, of this session."""
     session = getattr(config, "_benchmarksession", None)
-    found = (
-        [results.row(b.group, b.extra_info) for b in session.benchmarks if "ratio" in b.extra_info] if session else []
-    )
+    benchmarks = session.benchmarks if session else []
+    found = [results.row(b.group, b.extra_info) for b in benchmarks if "ratio" in b.extra_info]
     console = Console(file=sys.__stdout__, soft_wrap=True)
     for table in tables.of(found):
         console.print(tables.rich_table(table))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from bench.products import by_library, by_torch
+from bench.products import LIBRARIES, Library
 from bench.timing import CLOCKS
 
 SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}  # of square products
@@ -36,11 +36,11 @@ def bandwidth(device: str) -> float:
 
 @cache
 def roof(device: str, dtype: torch.dtype) -> Roof:
-    """By the best of the libraries' matrix products in ``dtype``, and the triad."""
-    rates = []
-    for side in SIDES[device]:
-        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        for multiply in (by_torch, by_library):
-            best = min(CLOCKS[device](lambda: multiply(a, b)) for _ in range(_CALLS))  # noqa: B023
-            rates.append(2 * side**3 / best)
-    return Roof(max(rates), bandwidth(device))
+    """By the best of the libraries' matrix products for operands in ``dtype``, and the triad."""
+
+    def rate(library: Library, side: int) -> float:
+        a, b = (torch.randn(side, side, device=device).to(library.kind(dtype)) for _ in range(2))
+        return 2 * side**3 / min(CLOCKS[device](lambda: library.product(a, b)) for _ in range(_CALLS))
+
+    best = max(rate(library, side) for library in LIBRARIES[device] for side in SIDES[device])
+    return Roof(best, bandwidth(device))

@@ -16,6 +16,8 @@ from bench.scaling import along
 from bench.shapes import SCALING
 from bench.tables import label
 
+GROWTH = {axis: f"{'loss' if axis == 'classes' else 'step'}_by_{axis}.png" for axis in SCALING}
+ROOFLINE = "roofline.png"
 # Okabe and Ito's palette, told apart by colour-blind readers too; markers differ as well
 COLOURS = ("#0072B2", "#000000", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7", "#999999", "#009E73")
 MARKERS = ("o", "*", "P", "s", "^", "D", "v", "X")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,34 +10,58 @@ from torch import Tensor
 from bench.problem import Make, Problem, Run
 from tde_kernels.backends import product
 
-Multiply = Callable[[Tensor, Tensor], Tensor]  # a, b -> a @ b^T
+
+class Library(Protocol):
+    """What multiplies."""
+
+    def kind(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which operands in ``dtype`` are multiplied."""
+        ...
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """``a @ b^T``."""
+        ...
 
 
-def by_torch(a: Tensor, b: Tensor) -> Tensor:
+class ByTorch:
     """``torch.mm``: MKL, cuBLAS."""
-    return torch.mm(a, b.t())
+
+    def kind(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.mm(a, b.t())
 
 
-def by_library(a: Tensor, b: Tensor) -> Tensor:
-    """The library that the CPU backend takes on this machine: what its own passes add to."""
-    return product.product(a, b)
+class OfTheBackend:
+    """As the CPU backend multiplies on this machine, which its own passes add to."""
+
+    def kind(self, dtype: torch.dtype) -> torch.dtype:
+        return product.multiplied_as(dtype)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return product.product(a, b)
 
 
-def one(multiply: Multiply) -> Make:
+LIBRARIES: dict[str, tuple[Library, ...]] = {"cpu": (ByTorch(), OfTheBackend()), "cuda": (ByTorch(),)}
+
+
+def one(library: Library) -> Make:
     """The product of a forward."""
 
     def make(p: Problem) -> Run:
-        x, w = p.x.detach(), p.w.detach()
-        return lambda: (multiply(x, w),)
+        x, w = (a.detach().to(library.kind(a.dtype)) for a in (p.x, p.w))
+        return lambda: (library.product(x, w),)
 
     return make
 
 
-def three(multiply: Multiply) -> Make:
+def three(library: Library) -> Make:
     """The products of a training step."""
 
     def make(p: Problem) -> Run:
-        x, w, grad = p.x.detach(), p.w.detach(), p.grad
+        x, w, grad = (a.detach().to(library.kind(a.dtype)) for a in (p.x, p.w, p.grad))
+        multiply = library.product
         return lambda: (multiply(x, w), multiply(grad, w.t()), multiply(grad.t(), x.t()))
 
     return make
@@ -49,5 +73,5 @@ def mean(p: Problem) -> Run:
     return lambda: (x.mean(0),)
 
 
-ONE: dict[str, Make] = {"bare": one(by_torch), "bare_by_library": one(by_library)}
-THREE: dict[str, Make] = {"bare": three(by_torch), "bare_by_library": three(by_library)}
+ONE: dict[str, Make] = {"bare": one(ByTorch()), "bare_by_library": one(OfTheBackend())}
+THREE: dict[str, Make] = {"bare": three(ByTorch()), "bare_by_library": three(OfTheBackend())}

@@ -44,6 +44,11 @@ def label(rival: str) -> str:
     return LABELS.get(rival, f"**{rival}**" if rival.startswith("tde_kernels") else rival)
 
 
+def _name(rival: str, rows: Sequence[Row]) -> str:
+    limits = {row.info.get("limit") for row in rows}
+    return f"{label(rival)} (the limit)" if rival in limits else label(rival)
+
+
 def best_of_ours(rows: Sequence[Row]) -> Row | None:
     """The fastest backend of this package in a group."""
     return min((row for row in rows if row.ours), key=lambda row: row.ratio, default=None)
@@ -74,7 +79,7 @@ def of(rows: Sequence[Row]) -> list[Table]:
             cells = {(row.rival, row.shape): row for row in those}
             ours = {shape: best_of_ours([row for row in those if row.shape == shape]) for shape in shapes}
             body = [
-                [label(rival), *(_cell(cells.get((rival, shape)), ours[shape]) for shape in shapes)]
+                [_name(rival, those), *(_cell(cells.get((rival, shape)), ours[shape]) for shape in shapes)]
                 for rival in dict.fromkeys(row.rival for row in those)
             ]
             if body:

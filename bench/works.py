@@ -27,6 +27,7 @@ from bench.expected import (
 from bench.peers import PEERS
 from bench.problem import ALPHAS, LARGEST, Make, Problem, Results, Train, forward, inference, loss_step, step
 from bench.shapes import Shape
+from tde_kernels.backends.product import multiplied_as
 
 Amount = Callable[[Shape], int]
 FLOAT32, BOTH = ("float32",), ("float32", "bfloat16")
@@ -39,7 +40,7 @@ class Work:
     """A piece of work.
 
     ``numbers`` are those read and written at least, in the dtype of the operands; ``written`` is the part that is
-    results. The first of ``limits`` is what times are multiples of. ``eager`` sets what a rival may lose to rounding.
+    results. ``eager`` sets what a rival may lose to rounding.
     """
 
     title: str
@@ -60,6 +61,10 @@ class Work:
     def bytes(self, shape: Shape, dtype: torch.dtype) -> int:
         """The least traffic."""
         return self.numbers(shape) * dtype.itemsize
+
+    def limit(self, dtype: torch.dtype) -> str:
+        """Of ``limits``, what times are multiples of: the first, or where torch is slow in ``dtype`` the last."""
+        return list(self.limits)[0 if multiplied_as(dtype) == dtype else -1]
 
 
 def _operands(s: Shape) -> int:

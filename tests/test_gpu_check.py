@@ -34,6 +34,14 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main() == 2 and "torch sees none" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_benchmarks_are_a_step() -> None:
+    step, found = gpu_check.suite(120)
+    assert step.status == "failed (4)" and found is None  # a usage error
+    assert "--device cuda --quick --stop-after=90" in step.command
+    assert "--device must be one of cpu, got cuda" in step.summary
+
+
 def test_what_is_sanitised_exists() -> None:
     tests = (Path(__file__).parent / "test_cuda_kernels.py").read_text()
     for name in ("test_every_plan", "test_the_ema_rides_along", "test_background_exempt_over_tiles"):
