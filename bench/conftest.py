@@ -106,6 +106,7 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
     benchmarks = session.benchmarks if session else []
     found = [results.row(b.group, b.extra_info) for b in benchmarks if "ratio" in b.extra_info]
-    console = Console(file=sys.__stdout__, soft_wrap=True)
+    console = Console(file=sys.__stdout__)
+    console.width = console.width if console.is_terminal else 160
     for table in tables.of(found):
         console.print(tables.rich_table(table))

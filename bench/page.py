@@ -14,7 +14,7 @@ HOW = """\
 Each figure is the median of the ratios to the limit, the two taking turns in one run. In
 brackets how many times as long as tde_kernels a rival takes (at its fastest backend there), the median time, and the
 memory at the peak beyond inputs and results, which on a CPU is the process's and below a MiB says nothing. A result
-that is wrong, held against the reference in float64, is not timed."""
+that is wrong, held against the reference in float64, is not timed; nor are calls that outlast `--patience`."""
 PEERS = """\
 ¹ A plain linear head's loss on operands that are normalised already, gradients for those: less work than the head's.
 Cut Cross-Entropy's and Liger's kernels are for GPUs; on a CPU the one offers `torch.compile`, the other nothing."""
