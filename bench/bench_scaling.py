@@ -12,7 +12,8 @@ from bench.measure import measure
 from bench.shapes import SCALING
 
 WORK = {"batch": "step", "dim": "step", "classes": "loss", "heads": "step"}
-STEPS = ("bare", "eager")  # beside this package; the loss has all its rivals
+STEPS = ("bare", "eager")  # beside this package; the loss has most of its rivals
+LEFT_OUT = ("bare_by_library", "autotuned_eager")
 BUDGET = 0.5
 
 
@@ -25,7 +26,8 @@ def cases(options: Options) -> list[Case]:
     return [
         case._replace(budget=min(case.budget, BUDGET))
         for case in found
-        if case.work == "loss" or case.rival in STEPS or case.rival.startswith("tde_kernels")
+        if case.rival.startswith("tde_kernels")
+        or (case.rival in STEPS if case.work == "step" else case.rival not in LEFT_OUT)
     ]
 
 

@@ -43,7 +43,7 @@ def allowed(work: str, p: Problem) -> float:
 
 
 def limit_of(work: str, p: Problem) -> Run:
-    return WORKS[work].limits[WORKS[work].limit(p.x.dtype)](p)
+    return WORKS[work].limits[WORKS[work].limit(p.x.dtype, p.x.device.type)](p)
 
 
 @_held
@@ -103,7 +103,7 @@ def figures(case: Case, p: Problem, run: Run, limit: Run) -> dict[str, Any]:
         "dtype": case.dtype,
         "rival": case.rival,
         "device": case.device,
-        "limit": work.limit(case.kind),
+        "limit": work.limit(case.kind, case.device),
         **timed._asdict(),
         "flops": flops,
         "bytes": moved,

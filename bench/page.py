@@ -63,7 +63,7 @@ def _losses(rows: Sequence[Row]) -> Iterator[str]:
         if ours and faster:
             others = sorted(faster, key=lambda row: row.ratio)
             named = ", ".join(f"{tables.label(row.rival)} {ours.ratio / row.ratio:.2f}x" for row in others)
-            lost.append(f"- {work}, {shape}, {dtype}: faster than tde_kernels are {named}.")
+            lost.append(f"- {work}, {shape}, {dtype}: faster than tde_kernels: {named}.")
     yield from lost or ["Nowhere: no rival is faster at any shape measured."]
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.shapes import ALL
+from bench.works import WORKS
 
 FOLDER = Path(__file__).parent / "results"
 OURS = "tde_kernels"
+LIMITS = {name for work in WORKS.values() for name in work.limits}
 REGRESSION = 1.10  # how much larger a ratio of ours has to be to be named
 # Files of before 2026-11-25 know one backend and one dtype, and put three works in one group
 _EARLIER_ALPHA = {
@@ -45,7 +47,7 @@ class Row:
 
     @property
     def is_limit(self) -> bool:
-        return self.rival in ("bare", "bare_by_library", "mean", "plain", "inference")
+        return self.rival in LIMITS
 
 
 def row(group: str, info: dict[str, Any], seconds: float = float("nan")) -> Row:

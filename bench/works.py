@@ -62,9 +62,10 @@ class Work:
         """The least traffic."""
         return self.numbers(shape) * dtype.itemsize
 
-    def limit(self, dtype: torch.dtype) -> str:
-        """Of ``limits``, what times are multiples of: the first, or where torch is slow in ``dtype`` the last."""
-        return list(self.limits)[0 if multiplied_as(dtype) == dtype else -1]
+    def limit(self, dtype: torch.dtype, device: str) -> str:
+        """Of ``limits``, what times are multiples of: the first, or on a CPU that is slow in ``dtype`` the last."""
+        slow = device == "cpu" and multiplied_as(dtype) != dtype
+        return list(self.limits)[-1 if slow else 0]
 
 
 def _operands(s: Shape) -> int:

@@ -65,7 +65,7 @@ def test_predictions_are_judged_by_the_logits_they_win_with() -> None:
 def test_every_work_has_its_limits_this_package_and_labels() -> None:
     for name in WORKS:
         rivals = cases.rivals(name, "float32", QUICK._replace(quick=False))
-        assert "tde_kernels cpu" in rivals and rivals[0] == WORKS[name].limit(torch.float32)
+        assert "tde_kernels cpu" in rivals and rivals[0] == WORKS[name].limit(torch.float32, "cpu")
         assert all(rival in tables.LABELS for rival in rivals if rival.split()[0] != "tde_kernels")
 
 
@@ -122,7 +122,7 @@ def test_the_report_names_losses_and_regressions(tmp_path: Path, capsys: pytest.
     current = _file(tmp_path / "b.json", "2026-01-02", now)
     report.main([str(current), "--against", str(earlier), "--page", str(written)])
     text = written.read_text()
-    assert "- step, lvis, float32: faster than tde_kernels are eager torch, as the paper's code 1.50x." in text
+    assert "- step, lvis, float32: faster than tde_kernels: eager torch, as the paper's code 1.50x." in text
     assert "step, cifar10, float32: faster" not in text and "1.50 (1.43x ours, 1.5 ms, 1 MiB)" in text
     assert "step, lvis, float32, tde_kernels cpu: 1.00 to 1.20" in text and "1 grew by more than 10%" in text
     assert "| module | 9.0 | 9.0 |" in text and "0123456789" in text and "`pytest`" in text
@@ -163,3 +163,9 @@ def test_quick_is_few() -> None:
     }
     assert not any("autotuned" in case.rival for case in asked) and len(asked) < 120
     assert {case.shape for case in works_asked(QUICK._replace(quick=False))} == set(SHAPES) - {"million"}
+
+
+def test_the_limit_is_what_the_device_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(works, "multiplied_as", lambda _: torch.float32)
+    assert WORKS["step"].limit(torch.bfloat16, "cpu") == "bare_by_library"
+    assert WORKS["step"].limit(torch.bfloat16, "cuda") == WORKS["step"].limit(torch.float32, "cpu") == "bare"
