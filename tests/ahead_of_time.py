@@ -20,7 +20,6 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from tde_kernels.backends.core import Kept
 from tde_kernels.backends.grouped import Grouped, Intake, Loss, LossPass, Wants
 from tde_kernels.backends.loss_passes import SUMS
 from tde_kernels.backends.triton import configs, kernels, launch
