@@ -28,6 +28,10 @@ void normalize_rows_backward(const tde::Matrix& grad, const tde::Matrix& a, Addr
                                                at<float>(grad_divisor), threads));
 }
 
+void row_norms(const tde::Matrix& a, int64_t heads, Address norms, int threads) {
+  raise_unless_ok(tde::row_norms(a, heads, at<float>(norms), threads));
+}
+
 void feature_sum(const tde::Matrix& x, Address mask, Address sum, int threads) {
   raise_unless_ok(tde::feature_sum(x, at<const bool>(mask), at<float>(sum), threads));
 }
@@ -158,6 +162,7 @@ PYBIND11_MODULE(_C, m) {
         "mask"_a = 0, "feature_sum"_a = 0, "threads"_a);
   m.def("normalize_rows_backward", &normalize_rows_backward, no_gil, "grad"_a, "a"_a, "norms"_a, "transform"_a,
         "grad_a"_a, "grad_divisor"_a = 0, "threads"_a);
+  m.def("row_norms", &row_norms, no_gil, "a"_a, "heads"_a, "norms"_a, "threads"_a);
   m.def("feature_sum", &feature_sum, no_gil, "x"_a, "mask"_a, "feature_sum"_a, "threads"_a);
   m.def("fold_ema", &fold_ema, no_gil, "ema"_a, "num_updates"_a, "feature_sum"_a, "dim"_a, "momentum"_a);
   m.def("head_direction", &head_direction, no_gil, "ema"_a, "dim"_a, "heads"_a, "direction"_a, "threads"_a);

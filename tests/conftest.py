@@ -17,6 +17,7 @@ os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
 os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 
 from tde_kernels import backends
+from tde_kernels.backends import cpu
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 # (backend, device) of every fused implementation at hand: a new backend joins the tests by serving "logits"
@@ -53,6 +54,19 @@ def poison(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+# Those, and the CPU's held to each of its ways
+WAYS = [(*pair, "table") for pair in FUSED]
+WAYS += [("cpu", "cpu", plan) for plan in ("unscaled", "product") if ("cpu", "cpu") in FUSED]
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: "-".join(way).removesuffix("-table"))
+def every_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Name and device of a fused backend, which for the test computes logits the way that is named."""
+    *pair, plan = request.param
+    monkeypatch.setattr(cpu, "plan", plan)
+    return tuple(pair)
 
 
 @pytest.fixture(params=FUSED, ids=lambda pair: "-".join(pair))

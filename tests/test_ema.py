@@ -15,6 +15,12 @@ EVERY = ("reference", "fused")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 
 
+@pytest.fixture
+def fused(every_way: Fused) -> Fused:
+    """Every backend, and every way of the CPU's."""
+    return every_way
+
+
 @pytest.fixture(params=EVERY)
 def served(request: pytest.FixtureRequest, fused: Fused) -> Fused:
     """The reference, then the fused backend."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import FUSED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import (
@@ -24,6 +25,7 @@ from oracle import (
 from torch import Tensor
 
 from tde_kernels import functional as F
+from tde_kernels.backends import cpu
 from tde_kernels.normalizers import NormFactor
 
 Fused = tuple[str, str]
@@ -37,6 +39,12 @@ SIZES = [
     (33, 127, 129, 8),
     (1000, 8, 17, 2),
 ]
+
+
+@pytest.fixture
+def fused(every_way: Fused) -> Fused:
+    """Every backend, and every way of the CPU's."""
+    return every_way
 
 
 def run_on(backend: str) -> Callable[[Problem], Tensor]:
@@ -406,6 +414,27 @@ def test_threads_do_not_change_a_bit() -> None:
         assert all(map(torch.equal, passes(), many))
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(("cpu", "cpu") not in FUSED, reason="no compiled core")
+@pytest.mark.parametrize("plan", ["small", "unscaled", "product"])
+def test_threads_do_not_change_a_bit_of_small_problems(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does what the workspace held before."""
+    monkeypatch.setattr(cpu, "plan", plan)
+    p = problem(1000, 64, 45, 2, tde=True).cast(torch.float32, grad=True)
+    upstream = torch.randn(1000, 45)
+    threads = torch.get_num_threads()
+    many = gradients(p, run_on("cpu"), upstream)
+    torch.set_num_threads(1)
+    try:
+        other = problem(300, 200, 70, 2).cast(torch.float32, grad=True)
+        gradients(other, run_on("cpu"), torch.randn(300, 70))
+        one = gradients(p, run_on("cpu"), upstream)
+    finally:
+        torch.set_num_threads(threads)
+    if plan == "small":  # the libraries' products do not promise it
+        assert torch.equal(one[0], many[0]) and all(map(torch.equal, one[1], many[1]))
+    torch.testing.assert_close(one, many, rtol=1e-5, atol=1e-5)
 
 
 def test_rounding_to_bfloat16_is_torchs() -> None:

@@ -75,6 +75,13 @@ Status normalize_rows_backward(const Matrix& grad, const Matrix& a, const float*
   return check.status();
 }
 
+Status row_norms(const Matrix& a, int64_t heads, float* norms, int threads) {
+  Check check("row_norms");
+  check.cpu_matrix(a, "a").heads({heads, {}}, a).that(norms || a.rows == 0, "there is nowhere to write the norms");
+  if (check.status().ok()) choice().kernels->row_norms(a, heads, norms, threads);
+  return check.status();
+}
+
 Status feature_sum(const Matrix& x, const bool* mask, float* feature_sum, int threads) {
   Check check("feature_sum");
   check.cpu_matrix(x, "x").that(feature_sum, "there is nowhere to write the sum");

@@ -15,6 +15,7 @@ struct Kernels {
   void (*normalize_rows_backward)(const Matrix& grad, const Matrix& a, const float* norms,
                                   const RowTransform& transform, const Matrix& grad_a, float* grad_divisor,
                                   int threads);
+  void (*row_norms)(const Matrix& a, int64_t heads, float* norms, int threads);
   void (*feature_sum)(const Matrix& x, const bool* mask, float* feature_sum, int threads);
   void (*small_logits)(const Operands& of, const bool* mask, float* feature_sum, const Matrix& out, int threads);
   void (*small_logits_backward)(const Operands& of, const Matrix& grad, const Matrix& grad_x, const Matrix& grad_w,
@@ -34,6 +35,7 @@ struct Kernels {
   void normalize_rows(const Matrix&, const RowTransform&, const Matrix&, const RowByproducts&, int);                   \
   void normalize_rows_backward(const Matrix&, const Matrix&, const float*, const RowTransform&, const Matrix&, float*, \
                                int);                                                                                   \
+  void row_norms(const Matrix&, int64_t, float*, int);                                                                 \
   void feature_sum(const Matrix&, const bool*, float*, int);                                                           \
   void small_logits(const Operands&, const bool*, float*, const Matrix&, int);                                         \
   void small_logits_backward(const Operands&, const Matrix&, const Matrix&, const Matrix&, float*, int);               \

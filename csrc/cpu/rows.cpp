@@ -28,6 +28,17 @@ void normalize_rows(const Matrix& a, const RowTransform& transform, const Matrix
   if (sum) sum->finish(byproducts.feature_sum, threads);
 }
 
+void row_norms(const Matrix& a, int64_t heads, float* norms, int threads) {
+  const int64_t width = a.cols / heads;
+  with_type(a.dtype, [&](auto in) {
+    using In = decltype(in);
+    for_each_block(a.rows, threads_for(a, threads), [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        for (int64_t k = 0; k < heads; ++k) norms[r * heads + k] = norm(row<In>(a, r) + k * width, width);
+    });
+  });
+}
+
 void normalize_rows_backward(const Matrix& grad, const Matrix& a, const float* norms, const RowTransform& transform,
                              const Matrix& grad_a, float* grad_divisor, int threads) {
   threads = threads_for(a, threads);

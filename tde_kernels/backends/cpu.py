@@ -1,13 +1,18 @@
-"""The CPU backend: matrix products by torch's libraries, everything around them in one pass of the compiled core."""
+"""The CPU backend: matrix products by torch's libraries, everything around them in one pass of the compiled core.
+
+Logits go one of three ways: ``small`` (one call of the core), ``unscaled`` (wide weights are multiplied as they are) or
+``product`` (a pass over each operand before it). ``TDE_CPU_PLAN`` names one to take wherever it can serve.
+"""
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from tde_kernels.backends import around_product, core, cpu_small, largest, sweep
+from tde_kernels.backends import around_product, core, cpu_small, cpu_unscaled, largest, sweep
 from tde_kernels.backends.core import Kept, Saved
 from tde_kernels.backends.fused_loss import FusedLoss
 from tde_kernels.backends.grouped import Grouped, Intake, Loss, LossPass, Rows, Wants
@@ -129,29 +134,53 @@ def _fold_intake(intake: Intake, sums: Tensor | None, like: Tensor) -> Tensor:
     return sums if intake.take_sum and sums is not None else _floats(like, 0)
 
 
+PLANS = ("table", "small", "unscaled", "product")
+plan = os.environ.get("TDE_CPU_PLAN", "table")
+if plan not in PLANS:
+    raise ValueError(f"TDE_CPU_PLAN must be one of {', '.join(PLANS)}, got {plan!r}")
+
+
+def _way(p: Grouped, dtype: torch.dtype) -> str:
+    """small, unscaled or product, from shapes and dtypes alone."""
+    if plan in ("table", "small") and cpu_small.serves(p, dtype, always=plan == "small"):
+        return "small"
+    if plan in ("table", "unscaled") and cpu_unscaled.serves(p, dtype, always=plan == "unscaled"):
+        return "unscaled"
+    return "product"
+
+
 def saves(p: Grouped, dtype: torch.dtype) -> list[Saved]:
     """See :class:`~tde_kernels.backends.core.Saved`."""
-    return cpu_small.SAVES if cpu_small.serves(p, dtype) else around_product.saves(PASSES, p, dtype)
+    way = _way(p, dtype)
+    if way == "small":
+        return cpu_small.SAVES
+    return cpu_unscaled.saves(PASSES, p) if way == "unscaled" else around_product.saves(PASSES, p, dtype)
 
 
 def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, Kept, Tensor | None]:
     """See ``tde::logits``."""
-    if cpu_small.serves(p, dtype):
+    way = _way(p, dtype)
+    if way == "small":
         sums = _floats(p.x, p.x.shape[1] + 1) if intake.take_sum else None
         return cpu_small.logits(p, intake, sums), Kept(), sums
     sums = _floats(p.x, p.x.shape[1] + 1) if intake.asked else None
-    if sums is not None and p.features.untouched(
-        multiplied_as(dtype)
-    ):  # there is no pass over the features to ride along with
+    if sums is not None and p.features.untouched(multiplied_as(dtype)):  # no pass to ride along with
         _sum_rows(p.x, intake.mask, sums)
     normalize = partial(PASSES.normalize, mask=intake.mask, sums=sums)
-    return *around_product.logits(PASSES, p, dtype, normalize), _fold_intake(intake, sums, p.x)
+    if way == "unscaled":
+        z, kept = cpu_unscaled.logits(p, normalize)
+    else:
+        z, kept = around_product.logits(PASSES, p, dtype, normalize)
+    return z, kept, _fold_intake(intake, sums, p.x)
 
 
 def logits_backward(p: Grouped, grad: Tensor, saved: Kept, wants: Wants) -> tuple[Tensor, Tensor, Tensor]:
     """See ``tde::logits_backward``."""
-    if cpu_small.serves(p, grad.dtype):
+    way = _way(p, grad.dtype)
+    if way == "small":
         return cpu_small.logits_backward(p, grad, wants)
+    if way == "unscaled":
+        return cpu_unscaled.logits_backward(PASSES, p, grad, saved, wants)
     return around_product.logits_backward(PASSES, p, grad, saved, wants)
 
 

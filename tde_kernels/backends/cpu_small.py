@@ -16,11 +16,11 @@ SAVES = [Saved((0,))] * 5
 _MOST_MULTIPLICATIONS, _MOST_WEIGHTS = 1 << 25, 1 << 17
 
 
-def serves(p: Grouped, dtype: torch.dtype) -> bool:
-    """Whether the problem is small, from shapes and dtypes alone."""
+def serves(p: Grouped, dtype: torch.dtype, *, always: bool = False) -> bool:
+    """Whether this way is the fastest, or ``always`` whether it can serve, from shapes and dtypes alone."""
     (batch, dim), classes = p.x.shape, p.w.shape[0]
     small = classes * dim <= _MOST_WEIGHTS and batch * classes * dim <= _MOST_MULTIPLICATIONS
-    return small and p.x.dtype == p.w.dtype == dtype
+    return (small or always) and p.x.dtype == p.w.dtype == dtype
 
 
 def logits(p: Grouped, intake: Intake, sums: Tensor | None) -> Tensor:

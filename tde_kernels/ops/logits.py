@@ -136,8 +136,8 @@ class _Differentiable(torch.autograd.Function):
         p = Grouped(*tensors[:5], *ctx.family)
         wants_x, wants_w, wants_class_scale = wants = Wants(*ctx.needs_input_grad[:3])
         if nobody_looks(grad, p.x, p.w):
-            kept = Kept(*tensors[5:])
-            dx, dw, dclass_scale = launch("logits_backward", ctx.backend, p, grad, kept, wants)
+            with torch.no_grad():  # grad mode is on under create_graph=True
+                dx, dw, dclass_scale = launch("logits_backward", ctx.backend, p, grad, Kept(*tensors[5:]), wants)
         else:
             wanted = {"wants_x": wants_x, "wants_w": wants_w, "wants_class_scale": wants_class_scale}
             dx, dw, dclass_scale = _run_backward(p, grad, *tensors[5:], **wanted, backend=ctx.backend)

@@ -38,6 +38,9 @@ struct RowByproducts {
 Status normalize_rows(const Matrix& a, const RowTransform& transform, const Matrix& out,
                       const RowByproducts& byproducts, int threads);
 
+// The norms [rows, heads] alone.
+Status row_norms(const Matrix& a, int64_t heads, float* norms, int threads);
+
 // From `grad`, the gradient of `out`, the gradient of `a` into `grad_a` (may be `grad` itself where dtypes agree)
 // and, if not null, the gradient of the divisor [rows].
 Status normalize_rows_backward(const Matrix& grad, const Matrix& a, const float* norms, const RowTransform& transform,
