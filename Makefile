@@ -40,8 +40,9 @@ format: install ## Put formatting right
 
 bench: install ## Measure on this CPU: bench/results, docs/performance.md and its plots (half an hour or more)
 	@mkdir -p bench/results
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=bench/results/cpu-$$(date +%F).json
-	$(BIN)/python -m bench.report bench/results/cpu-$$(date +%F).json
+	results=bench/results/$$($(BIN)/python -m bench.results)-$$(date +%F).json && \
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=$$results && \
+	$(BIN)/python -m bench.report $$results
 
 bench-quick: install ## The same in two minutes, of few shapes: tables, and build/bench/performance.md
 	@mkdir -p build/bench

@@ -5,6 +5,8 @@ The problem is tiny. Each layer is called with what the one above handed to it, 
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import statistics
 from collections.abc import Callable
 from functools import cache
@@ -27,12 +29,7 @@ Call = Callable[[], object]
 
 def _seams(function: str) -> dict[str, tuple[Any, str]]:
     """Where the layers below the module are entered: an object, and its attribute."""
-    return {
-        "functional": (functional, function),
-        "op": (ops, "logits"),
-        "dispatcher": (torch.ops.tde, "logits"),
-        "backend": (cpu, "logits"),
-    }
+    return {"functional": (functional, function), "op": (ops, "logits"), "backend": (cpu, "logits")}
 
 
 def _replayed(seams: dict[str, tuple[Any, str]], call: Call) -> dict[str, Call]:
@@ -45,6 +42,15 @@ def _replayed(seams: dict[str, tuple[Any, str]], call: Call) -> dict[str, Call]:
         args, kwargs = spy.call_args
         found[layer] = lambda function=function, args=args, kwargs=kwargs: function(*args, **kwargs)  # type: ignore[misc]
     return found
+
+
+def _dispatched(op: str, call: Call) -> dict[str, Call]:
+    """The op as torch's dispatcher runs it, which is left out where nobody looks."""
+    modules = [importlib.import_module(f"tde_kernels.ops.{name}") for name in ("library", "logits")]
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(mock.patch.object(module, "nobody_looks", return_value=False))
+        return _replayed({"op, dispatched": (torch.ops.tde, op)}, call)
 
 
 def _core_alone(p: Problem) -> Call:
@@ -62,19 +68,21 @@ def layers(work: str) -> dict[str, Call]:
     if work == "inference":
         head.eval()
         call = torch.no_grad()(lambda: head(p.x))
-        return {"module": call, **_replayed(_seams("tde_logits"), call), "core": _core_alone(p)}
+        below = _replayed(_seams("tde_logits"), call) | _dispatched("logits", call)
+        return {"module": call, **below, "core": _core_alone(p)}
     if work == "training":
-        return {"module": lambda: head(p.x), **_replayed(_seams("grouped_logits_with_ema_"), lambda: head(p.x))}
+        train: Call = lambda: head(p.x)  # noqa: E731
+        return {"module": train, **_replayed(_seams("grouped_logits_with_ema_"), train), **_dispatched("logits", train)}
     z = head(p.x)
     backward: Call = lambda: torch.autograd.grad(z, (p.x, p.w), p.grad, retain_graph=True)  # noqa: E731
-    below = {"dispatcher": (torch.ops.tde, "logits_backward"), "backend": (cpu, "logits_backward")}
-    return {"autograd": backward, **_replayed(below, backward)}
+    below = _replayed({"backend": (cpu, "logits_backward")}, backward) | _dispatched("logits_backward", backward)
+    return {"autograd": backward, **below}
 
 
 WORKS = {
-    "inference": ("module", "functional", "op", "dispatcher", "backend", "core"),
-    "training": ("module", "functional", "op", "dispatcher", "backend"),
-    "backward": ("autograd", "dispatcher", "backend"),
+    "inference": ("module", "functional", "op, dispatched", "op", "backend", "core"),
+    "training": ("module", "functional", "op, dispatched", "op", "backend"),
+    "backward": ("autograd", "op, dispatched", "backend"),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.shapes import ALL
 from bench.works import WORKS
+from tde_kernels import info
 
 FOLDER = Path(__file__).parent / "results"
 OURS = "tde_kernels"
@@ -129,3 +130,12 @@ def changes(now: Iterable[Row], before: Iterable[Row]) -> list[Change]:
     """What both have of ours."""
     known = {row.key: row for row in before}
     return [Change(row, known[row.key]) for row in now if row.ours and row.key in known]
+
+
+def device_name() -> str:
+    """What results of this machine's CPU are filed under: its instruction set, by which they differ most."""
+    return f"cpu-{info().build.get('cpu', 'reference').split()[0]}"
+
+
+if __name__ == "__main__":
+    print(device_name())

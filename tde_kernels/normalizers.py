@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 NAMES = ("linear", "cosine", "capsule", "deconfound", "tau_norm", "lws")
 
@@ -58,6 +59,10 @@ def resolve(name: str, *, gamma: float = 0.0, exponent: float = 1.0) -> Normaliz
             raise TypeError(f"{argument} must be a number, got {type(value).__name__}")
         if not 0 <= value < float("inf"):
             raise ValueError(f"{argument} must be finite and not negative, got {value}")
+    return _member(name, gamma, exponent) if torch.compiler.is_compiling() else _known(name, gamma, exponent)
+
+
+def _member(name: str, gamma: float, exponent: float) -> Normalizer:
     unit, none = NormFactor(power=1.0), NormFactor()
     match name:
         case "linear":
@@ -75,3 +80,6 @@ def resolve(name: str, *, gamma: float = 0.0, exponent: float = 1.0) -> Normaliz
     nearest = difflib.get_close_matches(str(name), NAMES, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise ValueError(f"normalizer must be one of {', '.join(NAMES)}, got {name!r}{hint}")
+
+
+_known = lru_cache(maxsize=256)(_member)  # made anew it would be a tenth of what a call costs

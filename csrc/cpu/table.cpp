@@ -3,7 +3,7 @@
 
 namespace tde::cpu::TDE_ISA {
 
-const Kernels kernels{normalize_rows,    normalize_rows_backward, row_norms, feature_sum, small_logits,  small_logits_backward,
-                      background_exempt, cross_entropy,           alpha_sweep, alpha_segments};
+const Kernels kernels{normalize_rows,        normalize_rows_backward, row_norms,     feature_sum, small_logits,
+                      small_logits_backward, background_exempt,       cross_entropy, alpha_sweep, alpha_segments};
 
 }  // namespace tde::cpu::TDE_ISA

@@ -156,4 +156,6 @@ def mark_written(*tensors: Tensor | None) -> None:
 
 def float_vector(a: Tensor | None) -> Tensor | None:
     """``a`` as contiguous float32, the form of every small operand of the core."""
-    return None if a is None else a.detach().to(torch.float32).contiguous()
+    if a is None or (a.dtype == torch.float32 and a.is_contiguous() and not a.requires_grad):
+        return a
+    return a.detach().to(torch.float32).contiguous()

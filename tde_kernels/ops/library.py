@@ -106,10 +106,9 @@ def define_grouped(
 
 def launch(name: str, backend: str, problem: Grouped, *args: Any, **kwargs: Any) -> Any:
     """Runs a backend's implementation of an op on grouped logits: what the dispatcher comes to in the end."""
-    if problem.class_scale is not None or problem.direction is not None:
-        problem = problem._replace(
-            class_scale=core.float_vector(problem.class_scale), direction=core.float_vector(problem.direction)
-        )
+    class_scale, direction = core.float_vector(problem.class_scale), core.float_vector(problem.direction)
+    if class_scale is not problem.class_scale or direction is not problem.direction:
+        problem = problem._replace(class_scale=class_scale, direction=direction)
     return _without_autocast(getattr(implementation(backend), name), problem.x.device.type, problem, *args, **kwargs)
 
 
