@@ -9,6 +9,7 @@ from bench.results import Change, File, Row
 from bench.shapes import SCALING, SHAPES
 from bench.tables import Table
 
+DETOUR = "op, dispatched"
 FASTER = 1.02  # a rival's lead that is told from noise
 HOW = """\
 Each figure is the median of the ratios to the limit, the two taking turns in one run. In
@@ -28,7 +29,8 @@ Time as the power of a size that fits the three largest points best, on logarith
 is most of it. Shapes are in `bench/shapes.py`."""
 OVERHEAD = """\
 From the Python call down, on one sample of 8 channels and 4 classes, where kernels take almost nothing: microseconds of
-a call of each layer, on the arguments that it gets from the one above, and what it adds to the one below."""
+a call of each layer, on the arguments that it gets from the one above, and what it adds to the one below. torch's
+dispatcher runs an op, "op, dispatched", only where somebody looks: a compiler, a mode, a profiler, a tensor subclass."""
 
 
 def _header(file: File) -> Iterator[str]:
@@ -98,9 +100,13 @@ def _exponents(rows: Sequence[Row]) -> Table:
 def _overhead(file: File) -> Iterator[Table]:
     """Microseconds of each layer, and what it adds to the one below."""
     for work in dict.fromkeys(found["work"] for found in file.overhead):
-        layers = [(found["layer"], found["microseconds"]) for found in file.overhead if found["work"] == work]
-        below = [cost for _, cost in layers[1:]] + [0.0]
-        body = [[name, f"{cost:.1f}", f"{cost - less:.1f}"] for (name, cost), less in zip(layers, below, strict=True)]
+        costs = {found["layer"]: found["microseconds"] for found in file.overhead if found["work"] == work}
+        detour = costs.pop(DETOUR, None)  # no layer of its own: what the op takes where somebody looks
+        below = [*list(costs.values())[1:], 0.0]
+        body = [
+            [name, f"{cost:.1f}", f"{cost - less:.1f}"] for (name, cost), less in zip(costs.items(), below, strict=True)
+        ]
+        body += [] if detour is None else [[DETOUR, f"{detour:.1f}", ""]]
         yield Table(f"{work}, microseconds", [["layer", "cumulative", "itself"], *body])
 
 

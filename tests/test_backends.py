@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import FUSED
 
 import tde_kernels
 from tde_kernels import backends, use_backend
@@ -312,6 +313,28 @@ print("served")
 def test_a_missing_core_leaves_the_reference() -> None:
     done = python(WITHOUT_CORE)
     assert done.returncode == 0 and done.stdout.strip() == "served", done.stderr[-3000:]
+
+
+ONE_POOL = """
+import os, torch
+from tde_kernels import functional as F
+threads = lambda: len(os.listdir("/proc/self/task"))
+x, w = torch.randn(4096, 64, requires_grad=True), torch.randn(1000, 64, requires_grad=True)
+(x @ w.t()).relu().sum().backward()
+before = threads()
+for classes in (10, 1000):  # in one call of the core, and in passes around products
+    F.grouped_logits(x, w[:classes], num_heads=2, tau=16.0, backend="cpu").sum().backward()
+mapped = {line.split()[-1] for line in open("/proc/self/maps")}
+runtimes = [path for path in mapped if os.path.basename(path).startswith(("libgomp", "libiomp", "libomp"))]
+print(threads() - before, len(runtimes))
+"""
+
+
+@pytest.mark.skipif(("cpu", "cpu") not in FUSED or not sys.platform.startswith("linux"), reason="no compiled core")
+def test_threads_are_torchs() -> None:
+    """One OpenMP runtime, and no thread beside its: two pools would spin against each other."""
+    done = python(ONE_POOL)
+    assert done.stdout.split() == ["0", "1"], done.stdout + done.stderr[-3000:]
 
 
 def test_the_context_raises_where_a_gradient_is_beyond_the_kernels() -> None:
