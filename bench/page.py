@@ -30,7 +30,7 @@ is most of it. Shapes are in `bench/shapes.py`."""
 OVERHEAD = """\
 From the Python call down, on one sample of 8 channels and 4 classes, where kernels take almost nothing: microseconds of
 a call of each layer, on the arguments that it gets from the one above, and what it adds to the one below. torch's
-dispatcher runs an op, "op, dispatched", only where somebody looks: a compiler, a mode, a profiler, a tensor subclass."""
+dispatcher runs an op, "op, dispatched", only where somebody looks: a compiler, a mode, a profiler, a subclass."""
 
 
 def _header(file: File) -> Iterator[str]:
