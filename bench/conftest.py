@@ -89,6 +89,9 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     for name in ("node", "release"):
         machine.pop(name, None)
     machine["cpu"].pop("flags", None)
+    for benchmark in output_json["benchmarks"]:
+        for name in ("params", "param", "options"):  # its name and the command say them already
+            benchmark.pop(name, None)
     asked = options(config)
     measured = {b["extra_info"]["dtype"] for b in output_json["benchmarks"] if "dtype" in b["extra_info"]}
     machine |= {
