@@ -29,14 +29,29 @@ def _largest(keys: Tensor, k: int) -> Tensor:
     return keys.topk(min(k, keys.shape[1]), dim=1).values
 
 
+def _by_torch(z: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """Values and places of the ``k`` largest of ``z [B, N]`` as torch chooses them, or None where it may be wrong.
+
+    That is where the last place is tied. On a GPU looking would synchronise.
+    """
+    if z.device.type != "cpu":
+        return None
+    values, places = z.topk(min(k, z.shape[1]), dim=1)
+    last = values[:, -1:]
+    shared = (z == last).sum(1) > (values == last).sum(1)
+    return None if (shared | last[:, 0].isnan()).any() else (values, places)
+
+
+def _ties(values: Tensor) -> bool:
+    """Whether neighbours in descending ``values [B, K]`` are equal, or not a number."""
+    return bool((values[:, 1:] == values[:, :-1]).any() | values[:, 0].isnan().any())
+
+
 def _largest_of(z: Tensor, first: int, k: int) -> Tensor:
     """Keys of the ``k`` largest of ``z [B, N]``, the logits of the classes from ``first`` on, or of all there are."""
-    if z.device.type == "cpu":  # where looking at values is free: torch's choice stands unless its last place is tied
-        values, places = z.topk(min(k, z.shape[1]), dim=1)
-        last = values[:, -1:]
-        shared = (z == last).sum(1) > (values == last).sum(1)
-        if not (shared | last[:, 0].isnan()).any():
-            return _keys(values, first + places)
+    chosen = _by_torch(z, k)
+    if chosen is not None:
+        return _keys(chosen[0], first + chosen[1])
     return _largest(_keys(z, torch.arange(first, first + z.shape[1], device=z.device)), k)
 
 
@@ -48,7 +63,10 @@ def topk(passes: LossPasses, p: Grouped, *, k: int, dtype: torch.dtype) -> tuple
     share = 1 if p.x.device.type == "cpu" else 8  # a key is as large as two to four logits, and made of such
     for chunk in class_chunks(p, inside, passes.workspace // share):
         w_hat, _ = scaled(passes, some_classes(p.weights, chunk), inside)
-        found = _largest_of(passes.product(x_hat, w_hat).to(dtype), chunk.start, k)
+        z = passes.product(x_hat, w_hat).to(dtype)
+        if z.shape[1] == p.w.shape[0] and (chosen := _by_torch(z, k)) is not None and not _ties(chosen[0]):
+            return chosen  # of all classes at once, and in the one order that there is
+        found = _largest_of(z, chunk.start, k)
         kept = _largest(torch.cat([kept, found], 1), k)
     ordered = (kept // _CLASSES).int()  # rounded down: the class is what is left
     values = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
