@@ -66,8 +66,9 @@ def layers(work: str) -> dict[str, Call]:
     p = Problem.draw(SHAPE)
     head = ours.head(p)
     if work == "inference":
-        head.eval()
-        call = torch.no_grad()(lambda: head(p.x))
+        x = p.x.detach()
+        head.eval().requires_grad_(False)
+        call: Call = lambda: head(x)  # noqa: E731
         below = _replayed(_seams("tde_logits"), call) | _dispatched("logits", call)
         return {"module": call, **below, "core": _core_alone(p)}
     if work == "training":

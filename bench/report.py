@@ -1,4 +1,4 @@
-"""``python -m bench.report RESULTS.json [--against EARLIER.json]``: docs/performance.md and its plots.
+"""``python -m bench.report RESULTS.json [AGAIN.json ...] [--against EARLIER.json]``: docs/performance.md and its plots.
 
 Nobody edits them by hand. A ratio of ours that grew by more than 10% since the earlier file is named, in the page and
 on stderr.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 from bench import plots, results
@@ -30,11 +31,12 @@ def draw(file: File, folder: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+", help="what a later one has measured again is taken from it")
     parser.add_argument("--against", type=Path, help="an earlier results file (default: the newest of this device)")
     parser.add_argument("--page", type=Path, default=PAGE, help="where to write (default: docs/performance.md)")
     asked = parser.parse_args(arguments)
-    file = results.load(asked.results)
+    first, *others = map(results.load, asked.results)
+    file = reduce(File.amended, others, first)
     before = results.load(asked.against) if asked.against else results.earlier(file)
     images = asked.page.parent / "images"
     images.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,15 @@ class File:
     date: str
     rows: tuple[Row, ...]
     overhead: tuple[dict[str, Any], ...]
+    again: tuple[File, ...] = ()  # the files whose figures have taken the place of this one's
+
+    def amended(self, later: File) -> File:
+        """With the figures of ``later`` in place of those that it has measured again, on the same device."""
+        if later.device != self.device:
+            raise ValueError(f"{later.path} must be of {self.device}, as {self.path} is, got {later.device}")
+        rows = {row.key: row for row in (*self.rows, *later.rows)}
+        again = (*self.again, later)
+        return replace(self, rows=tuple(rows.values()), overhead=later.overhead or self.overhead, again=again)
 
     @property
     def device(self) -> str:

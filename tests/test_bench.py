@@ -130,6 +130,16 @@ def test_the_report_names_losses_and_regressions(tmp_path: Path, capsys: pytest.
     assert {path.name for path in (written.parent / "images").iterdir()} == {"step_by_batch.png", "roofline.png"}
 
 
+def test_what_is_measured_again_takes_its_place(tmp_path: Path) -> None:
+    first = [_benchmark("step", "lvis", "tde_kernels cpu", 1.25), _benchmark("step", "cifar10", "tde_kernels cpu", 3.5)]
+    again = _file(tmp_path / "b.json", "2026-01-02", [_benchmark("step", "lvis", "tde_kernels cpu", 0.75)])
+    written = tmp_path / "performance.md"
+    report.main([str(_file(tmp_path / "a.json", "2026-01-01", first)), str(again), "--page", str(written)])
+    text = written.read_text()
+    assert "0.75 (" in text and "3.50 (" in text and "1.25 (" not in text
+    assert "- Measured again: `pytest`" in text and "a.json" in text and "b.json" in text
+
+
 def test_a_file_of_the_older_format_compares(tmp_path: Path) -> None:
     old = results.load(OLD)
     assert {row.work for row in old.rows} >= {"forward", "step", "loss", "inference", "sweep", "segments", "topk"}
