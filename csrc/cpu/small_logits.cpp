@@ -1,8 +1,8 @@
 // Small problems: logits, counterfactual and feature sum in one call, both gradients in another. What is scaled goes
 // straight into the panels of a product, and is never stored.
 #include <algorithm>
+#include <memory>
 #include <optional>
-#include <vector>
 
 #include "cpu/column_sum.h"
 #include "cpu/heads.h"
@@ -19,11 +19,18 @@ int threads_for_product(int64_t rows, int64_t depth, int64_t columns, int thread
   return rows * depth * columns < kMultiplicationsWorthThreads ? 1 : threads;
 }
 
+// No std::vector: its functions would be one for all instruction sets.
+using Floats = std::unique_ptr<float[]>;
+
 // Memory of the calling thread that lasts from call to call: fresh pages would cost more than the product.
 float* workspace(int64_t floats) {
-  thread_local std::vector<float> memory;
-  if (static_cast<int64_t>(memory.size()) < floats) memory.resize(floats);
-  return memory.data();
+  thread_local Floats memory;
+  thread_local int64_t size = 0;
+  if (size < floats) {
+    memory.reset(new float[floats]);
+    size = floats;
+  }
+  return memory.get();
 }
 
 // An operand of the gradients' products: its scaled rows as panels [depth = rows], and their norms [rows, heads].
@@ -66,13 +73,13 @@ void small_logits(const Operands& of, const bool* mask, float* feature_sum, cons
     using T = decltype(type);
 #pragma omp parallel num_threads(used) if (used > 1)
     {
-      std::vector<float> scaled(kBlockRows * dim), products(kBlockRows * padded(classes));
+      const Floats scaled(new float[kBlockRows * dim]), products(new float[kBlockRows * padded(classes)]);
 #pragma omp for schedule(static)
       for (int64_t p = 0; p < panels_of(classes); ++p) {
         float* panel = panels + p * dim * kPanel;
         for (int64_t c = p * kPanel; c < (p + 1) * kPanel; ++c) {
-          if (c < classes) normalize_row(row<T>(weights.a, c), c, dim, weights.transform, {}, scaled.data());
-          pack_column(c < classes ? scaled.data() : nullptr, dim, c % kPanel, panel);
+          if (c < classes) normalize_row(row<T>(weights.a, c), c, dim, weights.transform, {}, scaled.get());
+          pack_column(c < classes ? scaled.get() : nullptr, dim, c % kPanel, panel);
         }
       }
 #pragma omp for schedule(static)
@@ -81,13 +88,13 @@ void small_logits(const Operands& of, const bool* mask, float* feature_sum, cons
         const int64_t first = block * kBlockRows, rows = std::min(kBlockRows, batch - first);
         for (int64_t r = 0; r < rows; ++r) {
           const T* x = row<T>(features.a, first + r);
-          normalize_row(x, first + r, dim, features.transform, {}, scaled.data() + r * dim);
+          normalize_row(x, first + r, dim, features.transform, {}, scaled.get() + r * dim);
           if (sum) sum->add(first + r, x);
         }
-        multiply(Left<float>{scaled.data(), dim, 1}, rows, dim, panels, classes, products.data());
+        multiply(Left<float>{scaled.get(), dim, 1}, rows, dim, panels, classes, products.get());
         for (int64_t r = 0; r < rows; ++r) {
           T* z = row<T>(out, first + r);
-          const float* product = products.data() + r * padded(classes);
+          const float* product = products.get() + r * padded(classes);
           for (int64_t c = 0; c < classes; ++c) store(z[c], product[c]);
         }
       }
@@ -109,20 +116,20 @@ void small_logits_backward(const Operands& of, const Matrix& grad, const Matrix&
     const Left<T> by_row{g, grad.row_stride, 1}, by_class{g, 1, grad.row_stride};
 #pragma omp parallel num_threads(used) if (used > 1)
     {
-      std::vector<float> scaled(dim), products(kTileRows * padded(dim));
+      const Floats scaled(new float[dim]), products(new float[kTileRows * padded(dim)]);
 #pragma omp for schedule(static) nowait
-      for (int64_t r = 0; r < batch; ++r) x.fill<T>(features, r, scaled.data());
+      for (int64_t r = 0; r < batch; ++r) x.fill<T>(features, r, scaled.get());
 #pragma omp for schedule(static)
-      for (int64_t c = 0; c < classes; ++c) w.fill<T>(weights, c, scaled.data());
+      for (int64_t c = 0; c < classes; ++c) w.fill<T>(weights, c, scaled.get());
       if (grad_w.data) {
 #pragma omp for schedule(dynamic) nowait
         for (int64_t c = 0; c < classes; c += kTileRows)
-          gradients_of_tile(weights, w, x, batch, by_class, c, products.data(), grad_w, grad_divisor);
+          gradients_of_tile(weights, w, x, batch, by_class, c, products.get(), grad_w, grad_divisor);
       }
       if (grad_x.data) {
 #pragma omp for schedule(dynamic) nowait
         for (int64_t r = 0; r < batch; r += kTileRows)
-          gradients_of_tile(features, x, w, classes, by_row, r, products.data(), grad_x, nullptr);
+          gradients_of_tile(features, x, w, classes, by_row, r, products.get(), grad_x, nullptr);
       }
     }
   });

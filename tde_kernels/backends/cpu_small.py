@@ -12,14 +12,15 @@ from tde_kernels.backends.core import Saved
 from tde_kernels.backends.grouped import Grouped, Intake, Wants
 
 SAVES = [Saved((0,))] * 5
-# Beyond these the libraries' products make good for the passes around them
-_MOST_MULTIPLICATIONS, _MOST_WEIGHTS = 1 << 25, 1 << 17
+# Beyond these the libraries' products make good for the passes around them; and the workspace, which stays, is bounded
+_MOST_MULTIPLICATIONS, _MOST_WEIGHTS, _MOST_FEATURES = 1 << 25, 1 << 17, 1 << 20
 
 
 def serves(p: Grouped, dtype: torch.dtype, *, always: bool = False) -> bool:
     """Whether this way is the fastest, or ``always`` whether it can serve, from shapes and dtypes alone."""
     (batch, dim), classes = p.x.shape, p.w.shape[0]
-    small = classes * dim <= _MOST_WEIGHTS and batch * classes * dim <= _MOST_MULTIPLICATIONS
+    held = classes * dim <= _MOST_WEIGHTS and batch * dim <= _MOST_FEATURES
+    small = held and batch * classes * dim <= _MOST_MULTIPLICATIONS
     return (small or always) and p.x.dtype == p.w.dtype == dtype
 
 
