@@ -11,7 +11,8 @@ import torch
 from oracle import NORMALIZERS, problem
 from torch import Tensor
 
-from tde_kernels import FusedTDEHead, backends
+from tde_kernels import FusedTDEHead, backends, reference
+from tde_kernels import functional as F
 from tde_kernels.normalizers import resolve
 
 Fused = tuple[str, str]
@@ -110,6 +111,13 @@ def test_ema_ops(fused: Fused) -> None:
     x, mask = torch.randn(6, 12, device=device), torch.rand(6, device=device) > 0.5
     for operands in ((x, None), (x, mask), (x.bfloat16(), mask)):
         torch.library.opcheck(torch.ops.tde.feature_sum.default, operands, {"backend": backend}, test_utils=UTILS)
+    ema, options = torch.randn(12, device=device), {"num_heads": 3, "backend": backend}
+    ema[:4] = 0
+    torch.library.opcheck(torch.ops.tde.head_direction.default, (ema,), options, test_utils=UTILS)
+    direction = F.head_direction(ema, **options)
+    torch.testing.assert_close(
+        direction.double(), reference.head_direction(ema.double(), num_heads=3), rtol=1e-6, atol=0
+    )
     for count in (None, torch.tensor(2, device=device)):
         torch.library.opcheck(
             torch.ops.tde.fold_ema_.default,
