@@ -102,7 +102,8 @@ def _logits(
         dtype=dtype,
         backend=backend,
     )
-    if ema is not None and total is not None and across_ranks:
+    if ema is not None and across_ranks:
+        assert total is not None  # it was asked for: a rank must not skip the collective in silence
         _fold_ema_(ema, num_updates, total, momentum, group, asked)
     return _as_rows_of(x, logits)
 
