@@ -28,3 +28,11 @@ def dot(a, b, accumulator, PRECISION: tl.constexpr):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def fma(a, b, c):
+    """``a * b + c`` in float32, rounded once."""
+    if INTERPRETED:  # which rounds the product too
+        return (tl.cast(a, tl.float64) * tl.cast(b, tl.float64) + tl.cast(c, tl.float64)).to(tl.float32)
+    return tl.fma(a, b, c)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tde_kernels.backends.triton.arithmetic import fma
+
 # Outside these a sum of squares has overflowed, or lost small elements to underflow
 _LARGEST = tl.constexpr(2.0**120)
 _SMALLEST = tl.constexpr(2.0**-90)
@@ -24,7 +26,7 @@ def inverse_power(base, power):
     exponent = ((bits >> 23) - 127).to(tl.float32)
     mantissa = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
     whole = tl.floor(0.5 - power * exponent)
-    rest = tl.fma(-power, exponent, -whole)
+    rest = fma(-power, exponent, -whole)
     return tl.exp2(rest - power * tl.log2(mantissa)) * tl.exp2(whole)
 
 
