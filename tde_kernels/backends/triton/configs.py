@@ -25,7 +25,7 @@ def _blocks(m: int, n: int, k: int, warps: int, stages: int) -> Config:
 
 # Tiles of the products, largest first. 64 rows are the least that Hopper's matrix instruction takes.
 _TILES_16: tuple[Config, ...] = (
-    _blocks(64, 128, 64, 8, 3),
+    _blocks(64, 128, 32, 8, 4),
     _blocks(64, 64, 64, 8, 3),
     _blocks(64, 32, 32, 4, 3),
     _blocks(64, 16, 32, 4, 2),
@@ -35,14 +35,16 @@ _TILES_32: tuple[Config, ...] = (
     _blocks(64, 32, 16, 8, 3),
 )
 # For the tuner alone: larger ones, that spill on some architectures
-_TRIED = (_blocks(128, 128, 32, 8, 4), _blocks(128, 64, 64, 8, 3))
+_TRIED = (_blocks(128, 128, 32, 8, 4), _blocks(128, 64, 64, 8, 3), _blocks(64, 128, 64, 8, 3))
 # Rows that do not start on 16 bytes are read element by element, with an address in registers for each
 _TILES_UNALIGNED: tuple[Config, ...] = (
     _blocks(64, 32, 16, 4, 2),
     _blocks(64, 16, 16, 4, 2),
 )
+# In the interpreter a step takes as long whatever its size: large ones, though several to a ragged problem
+_TILES_INTERPRETED: tuple[Config, ...] = (_blocks(128, 128, 64, 8, 1),)
 # Elements of a tile that registers hold three times over
-_KEPT = 64 * 32
+_KEPT = 128 * 128 if INTERPRETED.value else 64 * 32
 # Tiles enough to occupy a device; the interpreter runs one at a time
 _OCCUPIED = 1 if INTERPRETED.value else 100
 
@@ -57,7 +59,9 @@ def tiles(m: int, n: int, inner: int, operands: Sequence[Tensor], *, columns: in
 
     That is the largest which makes tiles enough. Only the smallest may be twice the size of what it covers.
     """
-    if not all(map(aligned, operands)):
+    if INTERPRETED.value:
+        table = _TILES_INTERPRETED
+    elif not all(map(aligned, operands)):
         table = _TILES_UNALIGNED
     else:
         table = _TILES_32 if any(a.dtype == torch.float32 for a in operands) else _TILES_16
