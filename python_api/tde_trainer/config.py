@@ -19,7 +19,7 @@ from tde_trainer.methods import METHODS
 from tde_trainer.models import MODELS
 from tde_trainer.schema import Config
 
-PRECISIONS = ("fp32", "bf16")
+CHOICES = {"precision": ("fp32", "bf16"), "data.format": ("torchvision", "folder"), "train.decay": ("cosine", "steps")}
 # These say where and how to run, not what to compute: a resumed run may change them.
 NOT_PART_OF_A_RUN = ("out", "resume", "overwrite")
 
@@ -50,7 +50,7 @@ def recipe_text(recipe: str) -> str:
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """Schema defaults, then the recipe, then ``key=value`` overrides; checked.
+    """Schema defaults, then the recipe, then the schedule of its choice, then ``key=value`` overrides; checked.
 
     Raises:
         UserError: unknown recipe, key or name; a value of the wrong type or out of range.
@@ -61,7 +61,12 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"recipe {recipe} is not valid YAML: {_first_line(error)}") from error
     if not isinstance(written, DictConfig):
         raise UserError(f"recipe {recipe} must be a mapping of keys to values")
-    config = config_from(OmegaConf.merge(written, parse_overrides(overrides)))
+    given = parse_overrides(overrides)
+    schedules = written.pop("schedules", {})
+    schedule = str(given.get("schedule", written.get("schedule", "")))
+    if schedule and schedule not in schedules:
+        raise unknown("schedule", schedule, map(str, schedules))
+    config = config_from(OmegaConf.merge(written, schedules[schedule] if schedule else {}, given))
     config.out = config.out or f"runs/{Path(recipe).stem}"
     return config
 
@@ -122,14 +127,17 @@ def _check(config: Config) -> None:
             wanted = f"at least {low:g}" if math.isinf(high) else f"in {low:g} .. {high:g}"
             raise UserError(f"{key}={value} is out of range: it must be finite and {wanted}")
     named = [("data.name", config.data.name, list(DATASETS)), ("model.name", config.model.name, list(MODELS))]
-    named += [("precision", config.precision, list(PRECISIONS))]
     named += [("method", method, list(METHODS)) for method in config.methods]
+    flat = flatten(asdict(config))
+    named += [(key, flat[key], list(known)) for key, known in CHOICES.items()]
     for what, given, known in named:
         if given not in known:
             raise unknown(what, given, known)
     for key, values in (("methods", config.methods), ("seeds", config.seeds)):
         if not values or len(set(values)) != len(values):
             raise UserError(f"{key}={values} must be a non-empty list without repeats")
+    if not all(0 < share < 1 for share in config.train.milestones):
+        raise UserError(f"train.milestones={config.train.milestones} must be shares of the epochs, between 0 and 1")
     if min(config.seeds) < 0:
         raise UserError(f"seeds={config.seeds} must not be negative")
 

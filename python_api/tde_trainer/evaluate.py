@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tde_kernels import FusedTDEHead
-from tde_trainer.data import ImageDataset
+from tde_trainer.data import ImageDataset, Pipeline, collated
 from tde_trainer.metrics import GROUPS, group_accuracy, per_class_accuracy
 from tde_trainer.network import Network
 from tde_trainer.schema import HeadConfig
@@ -28,12 +28,14 @@ class Features:
 
 
 @torch.no_grad()
-def extract(network: torch.nn.Module, dataset: ImageDataset, batch_size: int, accelerator: Accelerator) -> Features:
+def extract(
+    network: torch.nn.Module, dataset: ImageDataset, pipeline: Pipeline, batch_size: int, accelerator: Accelerator
+) -> Features:
     """Features of every sample, on every rank, in evaluation mode."""
     network.eval()
     xs, ys = [], []
-    for images, target in accelerator.prepare(DataLoader(dataset, batch_size)):
-        x, y = accelerator.gather_for_metrics((network(images, target), target))
+    for images, target in accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=collated)):
+        x, y = accelerator.gather_for_metrics((network(pipeline(images, training=False)), target))
         xs.append(x)
         ys.append(y)
     return Features(torch.cat(xs), torch.cat(ys))

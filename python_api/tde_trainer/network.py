@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from tde_kernels import FusedTDEHead
 from tde_trainer.errors import UserError
-from tde_trainer.methods import METHODS, Method
+from tde_trainer.methods import METHODS, Batch, Method, Stage
 from tde_trainer.models import MODELS
 from tde_trainer.schema import Config
 
 
 class Network(nn.Module):
-    """In training a call returns the method's loss; in evaluation, the features.
+    """Called with a batch and a stage it returns the method's loss; with images alone, their features.
 
     The features are what evaluation needs: every alpha, with and without TDE, follows from them without another
     pass over the images.
@@ -21,11 +22,19 @@ class Network(nn.Module):
     def __init__(self, backbone: nn.Module, head: FusedTDEHead, method: Method) -> None:
         super().__init__()
         self.backbone, self.head, self.method = backbone, head, method
+        self._trained = backbone.forward
 
-    def forward(self, images: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss in training mode, features ``[B, D]`` in evaluation mode."""
-        features = self.backbone(images)
-        return self.method.loss(self.head, features, target) if self.training else features
+    def compile_training(self) -> None:
+        """From now on the backbone is compiled where it is trained."""
+        self._trained = torch.compile(self.backbone.forward)
+
+    def forward(self, batch: Batch | Tensor, stage: Stage | None = None) -> Tensor:
+        """Scalar loss of a `Batch` at a stage, or features ``[B, D]`` of images."""
+        if isinstance(batch, Tensor):
+            features: Tensor = self.backbone(batch)
+            return features
+        assert stage is not None
+        return self.method.loss(self.head, self._trained(batch.images), batch, stage)
 
 
 def build_network(config: Config, method: str, num_classes: int) -> Network:
@@ -34,8 +43,10 @@ def build_network(config: Config, method: str, num_classes: int) -> Network:
     Raises:
         UserError: the head refuses its options, for example a feature size that the heads do not divide.
     """
+    chosen = METHODS[method]
+    module, features = MODELS[config.model.name](chosen.model(config.model))
     try:
-        head = METHODS[method].build_head(config.model.features, num_classes, config.head)
+        head = chosen.build_head(features, num_classes, config.head, config.loss)
     except ValueError as error:
         raise UserError(f"head of method {method!r}: {error}") from error
-    return Network(MODELS[config.model.name](config.model), head, METHODS[method])
+    return Network(module, head, chosen)

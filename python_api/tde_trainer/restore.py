@@ -106,6 +106,7 @@ def _restored(path: Path, *splits: str) -> Iterator[tuple[Result, Network, dict[
         checkpoint.load(result.directory, network)
         network.to(accelerator.device).eval()
         features = {
-            split: extract(network, getattr(data, split), config.train.batch_size, accelerator) for split in splits
+            split: extract(network, getattr(data, split), data.pipeline, config.train.batch_size, accelerator)
+            for split in splits
         }
         yield result, network, features, data.class_counts.to(accelerator.device)

@@ -16,9 +16,17 @@ class DataConfig:
     """Which data, and how long its tail is."""
 
     name: str = "digits_lt"
+    root: str = "data"  # folder of the data set
+    format: str = "torchvision"  # how it lies there: as torchvision keeps it, or "folder", an ImageFolder tree
+    download: bool = False  # fetch what is missing (torchvision format)
     ratio: float = _bounded(50.0, 1)  # images of the first class over images of the last
+    n_max: int = _bounded(5000, 1)  # training images of the first class, and of every class before the cut (CIFAR)
+    subset_seed: int = _bounded(0, 0, 2**32 - 1)  # which images are kept; 0: the published ones (CIFAR)
+    image_size: int = _bounded(32, 1)  # that images are resampled to
+    skip_corrupt: bool = False  # leave out images that cannot be read
     val_per_class: int = _bounded(20, 1)
-    test_per_class: int = _bounded(40, 1)
+    test_per_class: int = _bounded(40, 1)  # digits_lt; elsewhere all that validation leaves
+    note: str = ""  # what to say beside every figure: of copies, or of another source
 
 
 @dataclass
@@ -26,8 +34,9 @@ class ModelConfig:
     """The backbone."""
 
     name: str = "small_conv"
-    width: int = _bounded(32, 1)  # channels of the first convolution
-    features: int = _bounded(64, 1)  # D, the size of the feature vector
+    width: int = _bounded(32, 1)  # of small_conv: channels of the first convolution
+    features: int = _bounded(64, 1)  # of small_conv: D, the size of the feature vector
+    branches: int = _bounded(1, 1)  # of resnet32: parallel last blocks, each 64 features
 
 
 @dataclass
@@ -44,8 +53,21 @@ class HeadConfig:
 
 
 @dataclass
+class LossConfig:
+    """Figures of the methods that have any; the defaults are their papers'."""
+
+    focal_exponent: float = _bounded(2.0, 0)
+    mixup_alpha: float = _bounded(1.0, 1e-3)
+    class_balanced_beta: float = _bounded(0.9999, 0, 1 - 1e-9)
+    ldam_margin: float = _bounded(0.5, 0)  # of the smallest class, in units of the cosine
+    ldam_scale: float = _bounded(30.0, 0)
+    drw_from: float = _bounded(0.8, 0, 1)  # share of the epochs after which DRW weights classes
+    logit_adjustment: float = _bounded(1.0, 0)
+
+
+@dataclass
 class TrainConfig:
-    """SGD with momentum, linear warm-up, cosine decay to zero."""
+    """SGD with momentum, linear warm-up, then cosine decay to zero or steps."""
 
     epochs: int = _bounded(60, 1)
     batch_size: int = _bounded(64, 1)
@@ -53,6 +75,10 @@ class TrainConfig:
     momentum: float = _bounded(0.9, 0, 1)
     weight_decay: float = _bounded(5e-4, 0)
     warmup_epochs: int = _bounded(5, 0)
+    decay: str = "cosine"  # or "steps"
+    milestones: list[float] = field(default_factory=lambda: [0.6, 0.8])  # shares of the epochs at which lr steps down
+    step_factor: float = _bounded(0.01, 0, 1)
+    compile: bool = False  # the backbone, by torch.compile: a minute to begin with, a third faster on a CPU
     threads: int = _bounded(0, 0)  # CPU threads; 0: as many as torch takes
 
 
@@ -65,7 +91,9 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    schedule: str = ""  # one of the recipe's `schedules`, which set some of the above
     precision: str = "fp32"
     out: str = ""  # run directory; empty: runs/<recipe>
     resume: bool = False

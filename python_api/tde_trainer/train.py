@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from torch.utils.data import DataLoader
 
 from tde_trainer import checkpoint
 from tde_trainer.checkpoint import Progress
-from tde_trainer.data import DATASETS
+from tde_trainer.data import DATASETS, LongTailedData, collated
 from tde_trainer.device import describe
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import evaluate, extract
 from tde_trainer.files import dumps, write_atomic
+from tde_trainer.methods import Stage
 from tde_trainer.network import Network, build_network
 from tde_trainer.schema import Config, TrainConfig
 
@@ -51,11 +53,13 @@ class Cell:
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """Linear warm-up to ``lr``, then cosine decay to zero at the last step."""
+    """Linear warm-up to ``lr``, then cosine decay to zero at the last step, or a step down at every milestone."""
     warmup = min(config.warmup_epochs, config.epochs) * steps_per_epoch
     if step < warmup:
         return config.lr * (step + 1) / warmup
     total = config.epochs * steps_per_epoch
+    if config.decay == "steps":
+        return config.lr * config.step_factor ** sum(step >= share * total for share in config.milestones)
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
 
@@ -66,6 +70,51 @@ def seed_epoch(seed: int, epoch: int, loader: Any) -> None:
     """
     loader.set_epoch(epoch)
     set_seed(seed * SEED_STRIDE + epoch, device_specific=True)
+
+
+class Training:
+    """A network, its optimizer and its data, on the accelerator's device and ranks."""
+
+    def __init__(
+        self, data: LongTailedData, network: Network, optimizer: SGD, config: Config, accelerator: Accelerator
+    ):
+        loader = DataLoader(data.train, config.train.batch_size, shuffle=True, collate_fn=collated)
+        if config.train.compile:
+            network.compile_training()
+        self.model, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
+        self.data, self.config, self.accelerator = data, config, accelerator
+        self.method = network.method
+        self.class_counts = data.class_counts.to(accelerator.device)
+
+    def epoch(self, epoch: int) -> dict[str, Any]:
+        """One pass over the training images: its loss, last learning rate and speed."""
+        settings, accelerator = self.config.train, self.accelerator
+        stage = Stage(self.class_counts, epoch / settings.epochs, self.config.loss)
+        self.model.train()
+        began, losses, seen, rate = time.perf_counter(), [], 0, 0.0
+        for step, (images, target) in enumerate(self.loader):
+            rate = learning_rate(epoch * len(self.loader) + step, len(self.loader), settings)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            augmented = self.data.pipeline(images, training=True)
+            batch = self.method.compose(augmented, target, stage, partial(self._draw, len(target)))
+            self.optimizer.zero_grad()
+            loss: Tensor = self.model(batch, stage)
+            accelerator.backward(loss)
+            self.optimizer.step()
+            losses.append(loss.detach())
+            seen += len(target) * accelerator.num_processes
+        mean_loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        if not math.isfinite(mean_loss):
+            raise UserError(f"the loss is {mean_loss} in epoch {epoch + 1}; a lower train.lr may help")
+        return {"loss": mean_loss, "lr": rate, "images_per_second": seen / (time.perf_counter() - began)}
+
+    def _draw(self, count: int, class_probability: Tensor) -> tuple[Tensor, Tensor]:
+        """See `methods.Draw`."""
+        train, device = self.data.train, self.accelerator.device
+        each = (class_probability / self.class_counts.clamp(min=1)).cpu()[train.labels]
+        images, target = train[torch.multinomial(each, count, replacement=True)]
+        return self.data.pipeline(images.to(device), training=True), target.to(device)
 
 
 def train_cell(
@@ -98,21 +147,22 @@ def train_cell(
         rows = _rows(cell.directory / METRICS, progress.epochs_done)
     started(progress.epochs_done)
 
-    model, optimizer, loader = accelerator.prepare(
-        network, optimizer, DataLoader(data.train, settings.batch_size, shuffle=True)
-    )
+    training = Training(data, network, optimizer, config, accelerator)
     began = time.perf_counter() - progress.seconds
     for epoch in range(progress.epochs_done, settings.epochs):
-        seed_epoch(cell.seed, epoch, loader)
-        rows.append({"epoch": epoch + 1, **_train_epoch(epoch, model, optimizer, loader, settings, accelerator)})
+        seed_epoch(cell.seed, epoch, training.loader)
+        rows.append({"epoch": epoch + 1, **training.epoch(epoch)})
         progress = Progress(cell.seed, epoch + 1, time.perf_counter() - began)
         if accelerator.is_main_process:
             # Metrics first: lines without a checkpoint are dropped on resumption, the reverse would be a gap.
             write_atomic(cell.directory / METRICS, "".join(dumps(row) + "\n" for row in rows))
-            checkpoint.save(cell.directory, accelerator.unwrap_model(model), optimizer, progress)
+            checkpoint.save(cell.directory, accelerator.unwrap_model(training.model), training.optimizer, progress)
         epoch_done(rows[-1])
-    val, test = (extract(model, split, settings.batch_size, accelerator) for split in (data.val, data.test))
-    trained: Network = accelerator.unwrap_model(model)
+    val, test = (
+        extract(training.model, split, data.pipeline, settings.batch_size, accelerator)
+        for split in (data.val, data.test)
+    )
+    trained: Network = accelerator.unwrap_model(training.model)
     results = evaluate(trained, val, test, data.class_counts.to(val.y.device), config.head)
     return {
         "class_names": list(data.class_names),
@@ -121,37 +171,6 @@ def train_cell(
         "epochs": progress.epochs_done,
         "wall_time_s": time.perf_counter() - began,
         "device": describe(accelerator),
-    }
-
-
-def _train_epoch(
-    epoch: int,
-    model: torch.nn.Module,
-    optimizer: Any,
-    loader: Any,
-    config: TrainConfig,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    model.train()
-    began, losses, seen = time.perf_counter(), [], 0
-    rate = 0.0
-    for step, (images, target) in enumerate(loader):
-        rate = learning_rate(epoch * len(loader) + step, len(loader), config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad()
-        loss: Tensor = model(images, target)
-        accelerator.backward(loss)
-        optimizer.step()
-        losses.append(loss.detach())
-        seen += len(target) * accelerator.num_processes
-    mean_loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-    if not math.isfinite(mean_loss):
-        raise UserError(f"the loss is {mean_loss} in epoch {epoch + 1}; a lower train.lr may help")
-    return {
-        "loss": mean_loss,
-        "lr": rate,
-        "images_per_second": seen / (time.perf_counter() - began),
     }
 
 

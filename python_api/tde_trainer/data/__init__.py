@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tde_trainer.data.base import ImageDataset, LongTailedData
+from tde_trainer.data.base import ImageDataset, LongTailedData, collated
+from tde_trainer.data.cifar import cifar10_lt, cifar100_lt
 from tde_trainer.data.digits_lt import digits_lt
+from tde_trainer.data.folder_lt import folder_lt
+from tde_trainer.data.pipeline import Pipeline
 from tde_trainer.schema import DataConfig
 
-DATASETS: dict[str, Callable[[DataConfig, int], LongTailedData]] = {"digits_lt": digits_lt}
+DATASETS: dict[str, Callable[[DataConfig, int], LongTailedData]] = {
+    "cifar100_lt": cifar100_lt,
+    "cifar10_lt": cifar10_lt,
+    "digits_lt": digits_lt,
+    "folder_lt": folder_lt,
+}
 
-__all__ = ["DATASETS", "ImageDataset", "LongTailedData"]
+__all__ = ["DATASETS", "ImageDataset", "LongTailedData", "Pipeline", "collated"]

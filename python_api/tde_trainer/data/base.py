@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tde_trainer.data.pipeline import Pipeline
 
-class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Images held in memory, with an optional per-sample transform.
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageDataset(Dataset[Batch]):
+    """Images held in memory as bytes; a batch of any of them is one indexing operation.
 
     Args:
-        images: ``[N, channels, height, width]`` float.
+        images: ``[N, channels, height, width]`` uint8.
         labels: ``[N]`` int64.
-        transform: applied to one image each time it is read.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.images, self.labels, self.transform = images, labels, transform
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = self.images[index]
-        return (self.transform(image) if self.transform else image), self.labels[index]
+    def __getitem__(self, index: int | Tensor) -> Batch:
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The images and labels of a batch: what a ``DataLoader`` calls, and passes on with `collated`."""
+        return self[torch.as_tensor(indices)]
+
+
+def collated(batch: Any) -> Any:
+    """A batch of `ImageDataset` is one already."""
+    return batch
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,7 @@ class LongTailedData:
     val: ImageDataset
     test: ImageDataset
     class_names: tuple[str, ...]
+    pipeline: Pipeline
 
     @property
     def num_classes(self) -> int:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision.transforms import v2
 
 from tde_trainer.data.base import ImageDataset, LongTailedData
 from tde_trainer.data.longtail import long_tailed_counts
+from tde_trainer.data.pipeline import Pipeline
 from tde_trainer.errors import UserError
 from tde_trainer.schema import DataConfig
 
 TEST_SEED = 0
+PIPELINE = Pipeline(mean=[0.0], std=[16 / 255], padding=1)  # 0 .. 16 to 0 .. 1, shifted by up to a pixel
 
 
 def digits_lt(config: DataConfig, seed: int) -> LongTailedData:
@@ -27,7 +28,7 @@ def digits_lt(config: DataConfig, seed: int) -> LongTailedData:
         UserError: the splits ask for more images than there are, or leave a class without any.
     """
     digits = load_digits()
-    images = torch.from_numpy(digits.images).float().div_(16).unsqueeze(1)  # [N, 1, 8, 8] in 0 .. 1
+    images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)  # [N, 1, 8, 8] in 0 .. 16
     labels = torch.from_numpy(digits.target).long()
     held_out = config.test_per_class + config.val_per_class
     n_max = int(labels.bincount().min()) - held_out
@@ -46,14 +47,9 @@ def digits_lt(config: DataConfig, seed: int) -> LongTailedData:
         parts["test"].append(test)
         parts["val"].append(val)
         parts["train"].append(rest[:count])
-    shift = v2.RandomCrop(8, padding=1)  # up to one pixel each way
     index = {name: torch.cat(pieces) for name, pieces in parts.items()}
-    return LongTailedData(
-        train=ImageDataset(images[index["train"]], labels[index["train"]], shift),
-        val=ImageDataset(images[index["val"]], labels[index["val"]]),
-        test=ImageDataset(images[index["test"]], labels[index["test"]]),
-        class_names=tuple(str(name) for name in digits.target_names),
-    )
+    splits = {name: ImageDataset(images[chosen], labels[chosen]) for name, chosen in index.items()}
+    return LongTailedData(**splits, class_names=tuple(map(str, digits.target_names)), pipeline=PIPELINE)
 
 
 def _shuffled(values: Tensor, generator: torch.Generator) -> Tensor:

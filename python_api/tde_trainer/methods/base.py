@@ -3,22 +3,62 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from tde_kernels import FusedTDEHead
-from tde_trainer.schema import HeadConfig
+from tde_trainer.schema import HeadConfig, LossConfig, ModelConfig
+
+
+class Stage(NamedTuple):
+    """What a method may know beside the batch."""
+
+    class_counts: Tensor  # [C] int64, training images of each class
+    done: float  # share of the epochs that are over, 0 .. 1
+    config: LossConfig
+
+
+class Batch(NamedTuple):
+    """What the network is trained with: images on the device, and one target for each row of features, or two."""
+
+    images: Tensor
+    target: Tensor  # [B] int64
+    target_b: Tensor | None = None  # [B] int64: the loss is lam * CE(target) + (1 - lam) * CE(target_b)
+    lam: Tensor | None = None  # 0-d float
+
+
+Draw = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""As many training images as the batch has, and their targets, their classes drawn with these probabilities ``[C]``."""
 
 
 class Method(ABC):
     """A way to train a classifier on long-tailed data. Methods hold no state: that is the head's."""
 
-    has_tde: bool = True  # whether TDE inference is reported beside the plain one
+    has_tde: bool = False  # whether TDE inference is reported beside the plain one
 
     @abstractmethod
-    def build_head(self, in_features: int, num_classes: int, config: HeadConfig) -> FusedTDEHead:
+    def build_head(self, in_features: int, num_classes: int, head: HeadConfig, loss: LossConfig) -> FusedTDEHead:
         """The classifier, untrained."""
 
-    def loss(self, head: FusedTDEHead, features: Tensor, target: Tensor) -> Tensor:
-        """Training loss, a scalar, of ``features [B, D]`` and ``target [B]``; the head's EMA takes in the batch."""
-        return head.loss(features, target)
+    def model(self, config: ModelConfig) -> ModelConfig:
+        """The backbone that it needs, given the one asked for."""
+        return config
+
+    def compose(self, images: Tensor, target: Tensor, stage: Stage, draw: Draw) -> Batch:
+        """The batch to train with, from augmented ``images [B, ...]`` and their ``target [B]``."""
+        return Batch(images, target)
+
+    def options(self, stage: Stage) -> dict[str, Any]:
+        """Options of :meth:`tde_kernels.FusedTDEHead.loss`, which all losses here are."""
+        return {}
+
+    def mixed(self, features: Tensor, stage: Stage) -> Tensor:
+        """The features that are classified in training, from those of the backbone."""
+        return features
+
+    def loss(self, head: FusedTDEHead, features: Tensor, batch: Batch, stage: Stage) -> Tensor:
+        """Training loss, a scalar; the head's EMA takes in the batch."""
+        two = {} if batch.target_b is None else {"target_b": batch.target_b, "lam": batch.lam}
+        return head.loss(self.mixed(features, stage), batch.target, **two, **self.options(stage))

@@ -1,14 +1,14 @@
-"""Backbones by name. A backbone maps images to features ``[B, D]`` with ``D = config.features``."""
+"""Backbones by name: functions of the model's config."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-
+from tde_trainer.models.backbone import Backbone
+from tde_trainer.models.resnet_cifar import resnet32
 from tde_trainer.models.small_conv import small_conv
 from tde_trainer.schema import ModelConfig
 
-MODELS: dict[str, Callable[[ModelConfig], nn.Module]] = {"small_conv": small_conv}
+MODELS: dict[str, Callable[[ModelConfig], Backbone]] = {"resnet32": resnet32, "small_conv": small_conv}
 
-__all__ = ["MODELS"]
+__all__ = ["MODELS", "Backbone"]

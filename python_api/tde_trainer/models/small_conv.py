@@ -5,17 +5,18 @@ from __future__ import annotations
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
+from tde_trainer.models.backbone import Backbone
 from tde_trainer.schema import ModelConfig
 
 GRID = 4
 
 
-def small_conv(config: ModelConfig) -> nn.Module:
+def small_conv(config: ModelConfig) -> Backbone:
     """Images ``[B, 1, H, W]`` to non-negative features ``[B, D]``.
 
     The last layer sees positions, not averages: where a stroke lies is what tells digits apart.
     """
-    return nn.Sequential(
+    module = nn.Sequential(
         Conv2dNormActivation(1, config.width, 3),
         Conv2dNormActivation(config.width, 2 * config.width, 3, stride=2),
         nn.AdaptiveAvgPool2d(GRID),  # leaves 8x8 images as they are
@@ -24,3 +25,4 @@ def small_conv(config: ModelConfig) -> nn.Module:
         nn.BatchNorm1d(config.features),
         nn.ReLU(),
     )
+    return Backbone(module, config.features)

@@ -1,0 +1,49 @@
+"""From stored bytes to a network's input: whole batches at a time, wherever they are, each sample by its own draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Random crop and flip in training, then ``(image / 255 - mean) / std`` per channel.
+
+    Args:
+        mean, std: per channel, of images in 0 .. 1.
+        padding: black pixels added on every side, of which the crop leaves as many out again.
+        flip: mirror half of the images left to right.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    padding: int = 0
+    flip: bool = False
+
+    def __call__(self, images: Tensor, *, training: bool) -> Tensor:
+        """``images [B, channels, H, W]`` uint8 as float32."""
+        if training and (self.padding or self.flip):
+            images = self._augmented(images)
+        mean, std = (images.new_tensor(a, dtype=torch.float32)[:, None, None] for a in (self.mean, self.std))
+        return (images.float() - 255 * mean) / (255 * std)
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        batch, channels, height, width = images.shape
+        device = images.device
+
+        def drawn(high: int) -> Tensor:
+            return torch.randint(high, (batch, 1), device=device)
+
+        rows = drawn(2 * self.padding + 1) + torch.arange(height, device=device)
+        columns = drawn(2 * self.padding + 1) + torch.arange(width, device=device)
+        if self.flip:
+            columns = torch.where(drawn(2).bool(), columns.flip(1), columns)
+        padded = pad(images, [self.padding] * 4)
+        sample = torch.arange(batch, device=device)[:, None, None, None]
+        channel = torch.arange(channels, device=device)[:, None, None]
+        return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
