@@ -28,6 +28,7 @@ class Features:
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # one pass is not worth compiling for
 def extract(
     network: torch.nn.Module, dataset: ImageDataset, pipeline: Pipeline, batch_size: int, accelerator: Accelerator
 ) -> Features:

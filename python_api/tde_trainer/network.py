@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from tde_kernels import FusedTDEHead
@@ -22,11 +21,6 @@ class Network(nn.Module):
     def __init__(self, backbone: nn.Module, head: FusedTDEHead, method: Method) -> None:
         super().__init__()
         self.backbone, self.head, self.method = backbone, head, method
-        self._trained = backbone.forward
-
-    def compile_training(self) -> None:
-        """From now on the backbone is compiled where it is trained."""
-        self._trained = torch.compile(self.backbone.forward)
 
     def forward(self, batch: Batch | Tensor, stage: Stage | None = None) -> Tensor:
         """Scalar loss of a `Batch` at a stage, or features ``[B, D]`` of images."""
@@ -34,7 +28,7 @@ class Network(nn.Module):
             features: Tensor = self.backbone(batch)
             return features
         assert stage is not None
-        return self.method.loss(self.head, self._trained(batch.images), batch, stage)
+        return self.method.loss(self.head, self.backbone(batch.images), batch, stage)
 
 
 def build_network(config: Config, method: str, num_classes: int) -> Network:

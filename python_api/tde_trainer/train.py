@@ -80,7 +80,7 @@ class Training:
     ):
         loader = DataLoader(data.train, config.train.batch_size, shuffle=True, collate_fn=collated)
         if config.train.compile:
-            network.compile_training()
+            network.backbone.compile()
         self.model, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
         self.data, self.config, self.accelerator = data, config, accelerator
         self.method = network.method
