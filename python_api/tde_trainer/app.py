@@ -11,8 +11,10 @@ from typer.core import TyperGroup
 
 import tde_kernels
 from tde_trainer import results
+from tde_trainer.compare import compare, comparison_table
 from tde_trainer.config import load_config, recipe_names, recipe_text
 from tde_trainer.errors import UserError
+from tde_trainer.published import published_table
 from tde_trainer.report import write_report
 from tde_trainer.restore import evaluate_runs, parse_alpha, sweep_run
 from tde_trainer.run import train_run
@@ -126,6 +128,21 @@ def report(
     console = Console()
     _show(console, write_report(runs, path))
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def table(
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Of the paper's table, such as 3.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or results.json of runs.")],
+) -> None:
+    """Print our figures beside a table of the paper.
+
+    [bold]Example[/bold]
+
+      tde table 3 runs/cifar10_lt runs/cifar100_lt
+    """
+    published = published_table(number)
+    Console().print(comparison_table(compare(runs, published), published.title))
 
 
 @app.command()

@@ -56,7 +56,7 @@ def settings(run: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such run.
     """
-    return _keys(run / SETTINGS, ("config", "command"))
+    return with_keys(run / SETTINGS, ("config", "command"))
 
 
 def by_method(results: Iterable[Result]) -> dict[str, list[dict[str, Any]]]:
@@ -107,10 +107,15 @@ def _lift(pair: dict[str, dict[str, Any]], group: str) -> float | None:
 
 
 def _read(folder: Path) -> Result:
-    return Result(folder, _keys(folder / FILE, ("method", "seed", "config", "accuracy")))
+    return Result(folder, with_keys(folder / FILE, ("method", "seed", "config", "accuracy")))
 
 
-def _keys(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
+def withwith_keys(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
+    """A JSON object that a run wrote, if it has the keys ``wanted``.
+
+    Raises:
+        UserError: it is missing, or something else.
+    """
     values = read_json(path)
     if not isinstance(values, dict) or not all(key in values for key in wanted):
         raise UserError(f"{path} was not written by a run: it lacks one of {', '.join(wanted)}")
