@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from tde_trainer import results
 from tde_trainer.config import config_from
+from tde_trainer.errors import UserError
 from tde_trainer.published import SOURCES, PublishedTable
 from tde_trainer.report import how_made
 from tde_trainer.schema import Config
@@ -28,10 +30,16 @@ class Row:
     published: dict[str, float | None]  # in %, by source
     made_from: str
 
-    def difference(self, source: str) -> float | None:
-        """Ours less theirs, in points."""
+    @property
+    def setting(self) -> str:
+        """For people."""
+        seeds = f"{self.ours['n']} seed{'s' if self.ours['n'] != 1 else ''}"
+        return f"{self.data}, ratio {self.ratio:g}, {seeds}; ours from {self.made_from}"
+
+    def beside(self, source: str) -> str:
+        """Their figure and, in brackets, ours less theirs in points; empty where they give none."""
         theirs, ours = self.published[source], self.ours["mean"]
-        return None if theirs is None or ours is None else 100 * ours - theirs
+        return "" if theirs is None or ours is None else f"{theirs:.1f} ({100 * ours - theirs:+.1f})"
 
 
 def load_summary(path: Path) -> dict[str, Any]:
@@ -57,37 +65,32 @@ def made_from(config: Config) -> str:
 
 
 def compare(paths: Sequence[Path], published: PublishedTable) -> list[Row]:
-    """Rows in the order of the runs, each beside what was published of it."""
-    return [row for path in paths for row in _rows(load_summary(path), published)]
+    """Rows in the order of the runs, each beside what was published of it.
+
+    Raises:
+        UserError: a run is of data that the table has no figures of.
+    """
+    return [row for path in paths for row in _rows(path, published)]
 
 
-def _rows(summary: dict[str, Any], published: PublishedTable) -> Iterator[Row]:
+def _rows(path: Path, published: PublishedTable) -> Iterator[Row]:
+    summary = load_summary(path)
     config = config_from(summary["config"])
     data, ratio = config.data.name, config.data.ratio
+    if data not in published.data():
+        raise UserError(f"{path} is of {data}; the table is of {', '.join(published.data())}")
     for row in summary["rows"]:
         figures = published.figures(data, ratio, row["name"])
         yield Row(data, ratio, row["name"], row["overall"], figures, made_from(config))
 
 
-def comparison_table(rows: Sequence[Row], title: str) -> Table:
-    """On a terminal."""
-    table = Table(title=f"{title}, in %: mean ± sample std over seeds; differences in points")
-    for column in ("data", "ratio", "method", "ours", "seeds"):
-        table.add_column(column, justify="left" if column in ("data", "method") else "right")
-    for source in SOURCES:
-        table.add_column(source, justify="right")
-        table.add_column("+/-", justify="right")
-    table.add_column("ours from")
-    for row in rows:
-        table.add_row(*cells(row))
-    return table
-
-
-def cells(row: Row) -> list[str]:
-    """A row's text, in the order of `comparison_table`."""
-    compared: list[str] = []
-    for source in SOURCES:
-        theirs, difference = row.published[source], row.difference(source)
-        compared += ["" if theirs is None else f"{theirs:.1f}", "" if difference is None else f"{difference:+.1f}"]
-    ours = [percent(row.ours), str(row.ours["n"])]
-    return [row.data, f"{row.ratio:g}", row.method, *ours, *compared, row.made_from]
+def comparison_tables(rows: Sequence[Row]) -> Iterator[tuple[str, Table]]:
+    """For a terminal: each setting in words, and its table."""
+    for setting, members in groupby(rows, lambda row: row.setting):
+        table = Table()
+        table.add_column("method")
+        for column in ("ours", *SOURCES):
+            table.add_column(column, justify="right")
+        for row in members:
+            table.add_row(row.method, percent(row.ours), *map(row.beside, SOURCES))
+        yield setting, table

@@ -110,7 +110,7 @@ def _read(folder: Path) -> Result:
     return Result(folder, with_keys(folder / FILE, ("method", "seed", "config", "accuracy")))
 
 
-def withwith_keys(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
+def with_keys(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
     """A JSON object that a run wrote, if it has the keys ``wanted``.
 
     Raises:

@@ -21,6 +21,10 @@ class PublishedTable:
     ratios: list[float]
     sources: dict[str, dict[str, dict[str, list[float]]]]
 
+    def data(self) -> list[str]:
+        """Names of the data sets that it is about."""
+        return sorted({name for tables in self.sources.values() for name in tables})
+
     def figures(self, data: str, ratio: float, row: str) -> dict[str, float | None]:
         """By source; None where a source has none."""
         column = self.ratios.index(ratio) if ratio in self.ratios else None
@@ -38,8 +42,10 @@ def numbers() -> list[int]:
 
 
 def published_table(number: int) -> PublishedTable:
-    """Raises:
-    UserError: there are no figures of that table.
+    """The figures of that table.
+
+    Raises:
+        UserError: there are none.
     """
     if number not in numbers():
         raise UserError(f"no published figures of table {number}; known: {', '.join(map(str, numbers()))}")
