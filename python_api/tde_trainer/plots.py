@@ -42,7 +42,7 @@ def draw_all(groups: Groups) -> dict[str, bytes]:
         images["alpha"] = _panels(with_tde, _draw_alpha)
         images["per_class"] = _panels(with_tde, _draw_per_class)
     for norm in ("feature_norm", "weight_norm"):
-        images[norm] = _png(_draw_norms(groups, norm))
+        images[norm] = png(_draw_norms(groups, norm))
     return images
 
 
@@ -52,20 +52,20 @@ def _panels(groups: Groups, draw: Callable[[Axes, list[dict[str, Any]]], None]) 
     for axes, (name, cells) in zip(panels, groups.items(), strict=True):
         draw(axes, cells)
         axes.set(title=name, ylim=(0, 104))
-        _tidy(axes)
+        tidy(axes)
     panels[0].set_ylabel("test accuracy in %")
     # One legend for all panels, above them, where it hides nothing.
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_alpha(axes: Axes, cells: list[dict[str, Any]]) -> None:
     alphas = cells[0]["sweep"]["alphas"]
     for group, colour in GROUP_COLOURS.items():
-        curves = _stack([cell["sweep"]["test"][group] for cell in cells if cell["sweep"]["alphas"] == alphas])
+        curves = stack([cell["sweep"]["test"][group] for cell in cells if cell["sweep"]["alphas"] == alphas])
         if not np.isnan(curves).all():
-            _line(axes, alphas, 100 * curves, group, colour, "")
+            line(axes, alphas, 100 * curves, group, colour, "")
     chosen = float(np.mean([cell["alpha"]["value"] for cell in cells]))
     axes.axvline(chosen, color="#777", linestyle="--", linewidth=1.2, label="alpha in use")
     axes.set_xlabel("alpha")
@@ -77,7 +77,7 @@ def _draw_per_class(axes: Axes, cells: list[dict[str, Any]]) -> None:
         (-0.2, "without_tde", "without TDE", COLOURS[5]),
         (0.2, "with_tde", "with TDE", COLOURS[0]),
     ):
-        values = 100 * _stack([cell["accuracy"][mode]["per_class"] for cell in cells])
+        values = 100 * stack([cell["accuracy"][mode]["per_class"] for cell in cells])
         mean, spread = values.mean(0), _std(values)
         whiskers = np.stack([np.minimum(spread, mean), np.minimum(spread, 100 - mean)])  # accuracy stays in 0 .. 100
         axes.bar(positions + shift, mean, 0.38, color=colour, label=label)
@@ -89,18 +89,18 @@ def _draw_norms(groups: Groups, norm: str) -> Figure:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for index, (name, cells) in enumerate(groups.items()):
-        values = _stack([cell[norm] for cell in cells])
+        values = stack([cell[norm] for cell in cells])
         values = values / np.nanmean(values, axis=1, keepdims=True)
         style = index % len(COLOURS)
-        _line(axes, np.arange(values.shape[1]), values, name, COLOURS[style], MARKERS[style])
+        line(axes, np.arange(values.shape[1]), values, name, COLOURS[style], MARKERS[style])
     _class_axis(axes, next(iter(groups.values()))[0])
     axes.set_ylabel(f"mean {norm.replace('_', ' ')}, relative" if norm == "feature_norm" else "weight norm, relative")
     axes.legend(frameon=False)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
-def _line(
+def line(
     axes: Axes, x: Sequence[float] | NDArray[Any], curves: NDArray[Any], label: str, colour: str, marker: str
 ) -> None:
     mean, spread = curves.mean(0), _std(curves)
@@ -116,7 +116,7 @@ def _class_axis(axes: Axes, cell: dict[str, Any]) -> None:
     axes.set_xlabel("class, and its training images" if few_enough else "class, from head to tail")
 
 
-def _stack(rows: Sequence[Sequence[float | None]]) -> NDArray[Any]:
+def stack(rows: Sequence[Sequence[float | None]]) -> NDArray[Any]:
     return np.array(rows, dtype=float)  # None becomes NaN
 
 
@@ -124,13 +124,13 @@ def _std(values: NDArray[Any]) -> NDArray[Any]:
     return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#ddd", linewidth=0.7)
     axes.set_axisbelow(True)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

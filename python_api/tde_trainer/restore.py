@@ -8,11 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from tde_kernels import FusedTDEHead
 from tde_trainer import checkpoint, results
 from tde_trainer.config import config_from
 from tde_trainer.data import DATASETS
+from tde_trainer.data.longtail import shot_masks
 from tde_trainer.device import make_accelerator
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import Features, accuracy, alpha_grid, extract, sweep
@@ -79,6 +84,34 @@ def sweep_run(path: Path, maximum: float | None, steps: int | None) -> tuple[Pat
     file = path / "sweep.json"
     write_atomic(file, dumps(summary, indent=1) + "\n")
     return file, summary
+
+
+def exact_curves(path: Path) -> dict[str, dict[str, tuple[NDArray[Any], NDArray[Any]]]]:
+    """Test accuracy of every method with TDE as a function of alpha, exact at every alpha (Figure 4 of the paper).
+
+    Of the first seed, from its checkpoint. For each group of classes that has any: where the steps begin, from 0 to
+    the recipe's ``alpha_max``, and the accuracies from there on.
+    """
+    curves: dict[str, dict[str, tuple[NDArray[Any], NDArray[Any]]]] = {}
+    for result, network, features, counts in _restored(path, "test"):
+        if network.method.has_tde and result.method not in curves:
+            maximum = config_from(result.values["config"]).head.alpha_max
+            masks = {**shot_masks(counts), "overall": torch.ones_like(counts, dtype=torch.bool)}
+            curves[result.method] = {
+                group: _steps(network.head, features["test"], mask, maximum)
+                for group, mask in masks.items()
+                if mask.any()
+            }
+    return curves
+
+
+def _steps(head: FusedTDEHead, data: Features, classes: Tensor, maximum: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    of_group = classes[data.y]
+    curve = head.alpha_curve(data.x[of_group], data.y[of_group], "mean_per_class")
+    starts, scores = curve.starts.cpu().numpy(), curve.scores.cpu().numpy()
+    first = int(np.searchsorted(starts, 0, side="right")) - 1  # the step that 0 lies in
+    last = int(np.searchsorted(starts, maximum, side="right"))
+    return np.append(starts[first:last].clip(0), maximum), np.append(scores[first:last], scores[last - 1])
 
 
 def _grid(config: HeadConfig, maximum: float | None, steps: int | None) -> HeadConfig:

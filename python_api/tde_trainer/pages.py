@@ -1,0 +1,55 @@
+"""The page of results: each summary that was kept of a run, with its figures, its table and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tde_trainer.compare import load_summary, made_from
+from tde_trainer.config import config_from
+from tde_trainer.errors import UserError
+from tde_trainer.files import write_atomic
+from tde_trainer.markdown import render
+from tde_trainer.metrics import GROUPS
+from tde_trainer.published import SOURCES, published_table
+from tde_trainer.table import lift_lines, percent
+
+FIGURES = ("per_class", "alpha", "feature_norm", "weight_norm")
+
+
+def write_results_page(files: Sequence[Path], page: Path) -> None:
+    """Write ``page``, a section for each results.json.
+
+    Beside ``NAME.json`` may lie ``NAME.md``, what is to be said of it; figures are ``images/NAME_FIGURE.png`` beside
+    the page.
+
+    Raises:
+        UserError: a file is no results.json of a run.
+    """
+    write_atomic(page, render("results.md.j2", entries=[_entry(file, page.parent) for file in files], groups=GROUPS))
+
+
+def _entry(file: Path, folder: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"no such file: {file}")
+    summary, remark = load_summary(file), file.with_suffix(".md")
+    config = config_from(summary["config"])
+    images = [f"images/{file.stem}_{figure}.png" for figure in FIGURES]
+    published = published_table(3)
+    compared = []
+    if config.data.name in published.data():
+        for row in summary["rows"]:
+            figures = published.figures(config.data.name, config.data.ratio, row["name"])
+            if any(value is not None for value in figures.values()):
+                compared.append((row["name"], percent(row["overall"]), [figures[source] for source in SOURCES]))
+    return {
+        **summary,
+        "name": file.stem,
+        "made_from": made_from(config),
+        "remark": remark.read_text(encoding="utf-8").strip() if remark.exists() else "",
+        "lifts": lift_lines(summary),
+        "images": [image for image in images if (folder / image).exists()],
+        "compared": compared,
+        "link": f"results/{file.name}",
+    }
