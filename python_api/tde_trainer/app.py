@@ -18,6 +18,7 @@ from tde_trainer.published import published_table
 from tde_trainer.report import write_report
 from tde_trainer.restore import evaluate_runs, parse_alpha, sweep_run
 from tde_trainer.run import train_run
+from tde_trainer.study.commands import study
 from tde_trainer.table import accuracy_table, alpha_table, lift_lines
 
 
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train and examine classifiers on long-tailed data: de-confounded training and TDE inference.",
 )
+app.add_typer(study, name="study")
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, or of one training in it.")]
 RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")]
