@@ -14,6 +14,7 @@ from tde_trainer import results
 from tde_trainer.compare import compare, comparison_tables
 from tde_trainer.config import load_config, recipe_names, recipe_text
 from tde_trainer.errors import UserError
+from tde_trainer.pages import write_results_page
 from tde_trainer.published import published_table
 from tde_trainer.report import write_report
 from tde_trainer.restore import evaluate_runs, parse_alpha, sweep_run
@@ -151,6 +152,21 @@ def table(
     for setting, shown in comparison_tables(rows):
         console.print(f"\n{setting}", highlight=False)
         console.print(shown)
+
+
+@app.command()
+def page(
+    files: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="results.json of runs, under their names.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/results.md"),
+) -> None:
+    """Write a page of results in markdown, a section for each file; a NAME.md beside NAME.json is its remark.
+
+    [bold]Example[/bold]
+
+      tde page docs/results/digits_lt.json docs/results/cifar10_lt.json
+    """
+    write_results_page(files, out)
+    typer.echo(f"page: {out}")
 
 
 @app.command()

@@ -9,6 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tde_trainer.config import load_config
+from tde_trainer.study import momentum_report
+from tde_trainer.study.momentum import MUS, collect, train_all
 from tde_trainer.study.toy_report import run_toy, toy_table
 
 study = typer.Typer(no_args_is_help=True, help="Put a claim of the paper to the test.")
@@ -39,4 +42,42 @@ def toy(
     results = run_toy(seeds, out, page, shlex.join(["tde", "study", "toy", *given]))
     for name, kind in results["features"].items():
         console.print(toy_table(name, kind))
+    console.print(f"page: {page or out / 'page.md'}", highlight=False, soft_wrap=True)
+
+
+@study.command()
+def momentum(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe (`tde recipes`) or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe; dots nest.")
+    ] = None,
+    mu: Annotated[
+        list[float] | None, typer.Option(help="A momentum; give several. Default: 0 0.5 0.9 0.95 0.98.")
+    ] = None,
+    fixed_lr: Annotated[
+        bool, typer.Option(help="Keep the learning rate, not the size of a step in the long run.")
+    ] = False,
+    page: Annotated[
+        Path | None, typer.Option(help="Also write this page, and its images/ and results/momentum.json beside it.")
+    ] = None,
+) -> None:
+    """Train a recipe at several momenta, and draw what they do to features and to the tail (Figures 1b, 1c, 4, 6).
+
+    [bold]Example[/bold]
+
+      tde study momentum cifar10_lt data.root=DIR methods=\\[linear,deconfound]
+
+      tde study momentum digits_lt resume=true      [dim]# go on after an interruption[/dim]
+    """
+    console = Console()
+    config = load_config(recipe, overrides or [])
+    if not (overrides and any(item.startswith("out=") for item in overrides)):
+        config.out += "_momentum"
+    given = [f"--mu={one:g}" for one in mu or []] + ["--fixed-lr"] * fixed_lr
+    command = ["tde", "study", "momentum", recipe, *(overrides or []), *given]
+    mus = sorted(set(mu or MUS))
+    train_all(config, mus, command, console, fixed_lr=fixed_lr)
+    out, trained = Path(config.out), collect(config, mus)
+    summary = momentum_report.write(trained, config.train.momentum, shlex.join(command), out, page)
+    console.print(momentum_report.momentum_table(summary))
     console.print(f"page: {page or out / 'page.md'}", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
+
 from tde_trainer import plots, results
 from tde_trainer.config import config_from
 from tde_trainer.errors import UserError

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.markdown import render
 from tde_trainer.metrics import GROUPS

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
@@ -19,6 +18,7 @@ from torch import Tensor
 from tde_trainer.device import cpu_threads
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
+from tde_trainer.markdown import render
 from tde_trainer.plots import COLOURS, png, tidy
 from tde_trainer.results import mean_and_spread
 from tde_trainer.run import versions
@@ -81,18 +81,9 @@ def summarize(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, **scalars, "seeds": list(measured)}
 
 
-def render(results: dict[str, Any], image: str, data: str) -> str:
+def page_text(results: dict[str, Any], image: str, data: str) -> str:
     """The page, in markdown; ``image`` and ``data`` are links."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tde_trainer"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("toy.md.j2").render(
-        **results, percent=percent, number=number, image=image, data=data
-    )
+    return render("toy.md.j2", **results, number=number, image=image, data=data)
 
 
 def number(entry: dict[str, Any]) -> str:
@@ -165,4 +156,4 @@ def _write(results: dict[str, Any], image: bytes, page: Path, images: Path, data
     write_atomic(picture, image)
     write_atomic(values, dumps(results, indent=1) + "\n")
     links = (path.relative_to(page.parent).as_posix() for path in (picture, values))
-    write_atomic(page, render(results, *links))
+    write_atomic(page, page_text(results, *links))
