@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+IN_PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 .DEFAULT_GOAL := help
@@ -22,10 +23,12 @@ $(VENV)/installed: $(SOURCES)
 demo: install ## Train digits_lt: linear, cosine and de-confounded heads, with and without TDE; writes runs/digits_lt
 	$(BIN)/tde train digits_lt overwrite=true
 
+# A worker a core; one that waits for a turn does not spin meanwhile
+test: export OMP_WAIT_POLICY = passive
 test: install ## Run all tests
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -q $(IN_PARALLEL)
 	$(BIN)/python -m pytest bench --benchmark-disable --shapes cifar100 -q
-	$(BIN)/python tests/emulated.py -q
+	$(BIN)/python tests/emulated.py -q $(IN_PARALLEL)
 
 lint: install ## Check formatting, lint and types
 	$(BIN)/ruff format --check .

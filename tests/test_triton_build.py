@@ -9,8 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +51,9 @@ def compiled(backend: str, architecture: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.fixture(scope="module")
-def reports() -> Iterator[dict[str, Future[list[dict[str, Any]]]]]:
-    """What was compiled for each architecture; as many at a time as there are cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {architecture: pool.submit(compiled, backend, architecture) for backend, architecture, *_ in TARGETS}
-
-
 @pytest.mark.parametrize(("backend", "architecture", "shared", "instruction"), TARGETS, ids=lambda v: str(v))
-def test_compiles_for(
-    backend: str,
-    architecture: str,
-    shared: int,
-    instruction: str,
-    reports: dict[str, Future[list[dict[str, Any]]]],
-) -> None:
-    kernels = reports[architecture].result()
+def test_compiles_for(backend: str, architecture: str, shared: int, instruction: str) -> None:
+    kernels = compiled(backend, architecture)
     assert {k["kernel"] for k in kernels} == KERNELS
     for k in kernels:
         name = f"{k['kernel']} ({k['case']}, {k['config']})"

@@ -22,7 +22,8 @@ def describe(accelerator: Accelerator) -> str:
     """The device in words, such as ``"cpu, 2 threads"``, and the number of ranks if there are several."""
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
     ranks = f", {accelerator.num_processes} ranks" if accelerator.num_processes > 1 else ""
     return f"{name}{threads}{ranks}"
 
