@@ -72,12 +72,13 @@ def _draw_alpha(axes: Axes, cells: list[dict[str, Any]]) -> None:
 
 
 def _draw_per_class(axes: Axes, cells: list[dict[str, Any]]) -> None:
-    positions = np.arange(len(cells[0]["class_names"]))
+    order = head_to_tail(cells[0])
+    positions = np.arange(len(order))
     for shift, mode, label, colour in (
         (-0.2, "without_tde", "without TDE", COLOURS[5]),
         (0.2, "with_tde", "with TDE", COLOURS[0]),
     ):
-        values = 100 * stack([cell["accuracy"][mode]["per_class"] for cell in cells])
+        values = 100 * stack([cell["accuracy"][mode]["per_class"] for cell in cells])[:, order]
         mean, spread = values.mean(0), _std(values)
         whiskers = np.stack([np.minimum(spread, mean), np.minimum(spread, 100 - mean)])  # accuracy stays in 0 .. 100
         axes.bar(positions + shift, mean, 0.38, color=colour, label=label)
@@ -90,9 +91,8 @@ def _draw_norms(groups: Groups, norm: str) -> Figure:
     axes = figure.subplots()
     for index, (name, cells) in enumerate(groups.items()):
         values = stack([cell[norm] for cell in cells])
-        values = values / np.nanmean(values, axis=1, keepdims=True)
-        style = index % len(COLOURS)
-        line(axes, np.arange(values.shape[1]), values, name, COLOURS[style], MARKERS[style])
+        values = (values / np.nanmean(values, axis=1, keepdims=True))[:, head_to_tail(cells[0])]
+        line(axes, np.arange(values.shape[1]), values, name, *style(index))
     _class_axis(axes, next(iter(groups.values()))[0])
     axes.set_ylabel(f"mean {norm.replace('_', ' ')}, relative" if norm == "feature_norm" else "weight norm, relative")
     axes.legend(frameon=False)
@@ -109,11 +109,23 @@ def line(
 
 
 def _class_axis(axes: Axes, cell: dict[str, Any]) -> None:
-    names, counts = cell["class_names"], cell["class_counts"]
+    order = head_to_tail(cell)
+    names, counts = ([cell[key][i] for i in order] for key in ("class_names", "class_counts"))
     few_enough = len(names) <= 20
     if few_enough:
         axes.set_xticks(range(len(names)), [f"{name}\n{count}" for name, count in zip(names, counts, strict=True)])
     axes.set_xlabel("class, and its training images" if few_enough else "class, from head to tail")
+
+
+def head_to_tail(cell: dict[str, Any]) -> NDArray[Any]:
+    """Classes from the most training images to the fewest; ties in label order."""
+    return np.argsort(-np.array(cell["class_counts"]), kind="stable")
+
+
+def style(index: int) -> tuple[str, str]:
+    """Colour and marker of the line of that number; no two of the first 36 share both."""
+    rounds, colour = divmod(index, len(COLOURS))
+    return COLOURS[colour], MARKERS[(colour + rounds) % len(MARKERS)]
 
 
 def stack(rows: Sequence[Sequence[float | None]]) -> NDArray[Any]:

@@ -83,11 +83,10 @@ def _panels(methods: Sequence[str]) -> tuple[Figure, Sequence[Axes]]:
 def _by_class(trained: Sequence[Trained], methods: Sequence[str], norm: str, label: str) -> Figure:
     figure, panels = _panels(methods)
     for axes, method in zip(panels, methods, strict=True):
-        for style, one in enumerate(trained):
-            values = plots.stack([cell[norm] for cell in one.groups[method]])
-            order = np.argsort(-np.array(one.groups[method][0]["class_counts"]), kind="stable")
-            colour, marker = plots.COLOURS[style % 6], plots.MARKERS[style % 6]
-            plots.line(axes, np.arange(len(order)), values[:, order], f"momentum {one.mu:g}", colour, marker)
+        for index, one in enumerate(trained):
+            cells = one.groups[method]
+            values = plots.stack([cell[norm] for cell in cells])[:, plots.head_to_tail(cells[0])]
+            plots.line(axes, np.arange(values.shape[1]), values, f"momentum {one.mu:g}", *plots.style(index))
         axes.set(title=method, xlabel="class, from head to tail", ylabel=label)
         plots.tidy(axes)
     panels[0].legend(frameon=False)
@@ -99,10 +98,10 @@ def _relative_change(trained: Sequence[Trained], methods: Sequence[str]) -> Figu
     figure, panels = _panels(methods)
     mus = [one.mu for one in trained]
     for axes, method in zip(panels, methods, strict=True):
-        for style, group in enumerate(GROUPS):
+        for index, group in enumerate(GROUPS):
             means = np.array([mean_accuracy(one, method, group)["mean"] for one in trained], dtype=float)
             if np.isfinite(means).all() and means[-1] > 0:
-                colour, marker = plots.GROUP_COLOURS[group], plots.MARKERS[style]
+                colour, marker = plots.GROUP_COLOURS[group], plots.MARKERS[index]
                 axes.plot(range(len(mus)), 100 * (means / means[-1] - 1), color=colour, marker=marker, label=group)
         axes.set_xticks(range(len(mus)), [f"{mu:g}" for mu in mus])
         axes.set(title=method, xlabel="momentum", ylabel=f"accuracy, change in % of that at {mus[-1]:g}")
