@@ -10,7 +10,7 @@ from tde_trainer.evaluate import Features, accuracy, alpha_grid, evaluate, featu
 from tde_trainer.methods import METHODS
 from tde_trainer.metrics import group_accuracy, per_class_accuracy
 from tde_trainer.network import Network
-from tde_trainer.schema import HeadConfig
+from tde_trainer.schema import HeadConfig, LossConfig
 
 from tde_kernels import FusedTDEHead
 
@@ -21,7 +21,7 @@ COUNTS = torch.tensor([200, 50, 5])
 def head() -> FusedTDEHead:
     """A head whose direction favours class 0, so that TDE changes its predictions."""
     torch.manual_seed(0)
-    head = METHODS["deconfound"].build_head(8, 3, HeadConfig())
+    head = METHODS["deconfound"].build_head(8, 3, HeadConfig(), LossConfig())
     head.train()(torch.randn(64, 8) + head.weight[0].detach() * 10)
     return head.eval()
 
