@@ -12,20 +12,27 @@ from tde_trainer.errors import UserError
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write ``content`` so that a reader, or a crash, never sees half a file."""
+    """Write ``content`` so that a reader, or a crash, never sees half a file.
+
+    Raises:
+        UserError: the disk is full, or nothing may be written there; what was there before is whole.
+    """
     data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Same directory, because a rename is atomic only within one file system. One name, because a killed process leaves
     # this file behind and the next one should take it over; only the main process writes.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def dumps(value: Any, indent: int | None = None) -> str:

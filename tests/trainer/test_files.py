@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,20 +12,28 @@ from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, read_json, write_atomic
 
 
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_failed_write_leaves_the_old_content_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "results.json"
     write_atomic(path, "old")
 
-    def no_space(descriptor: int) -> None:
-        raise OSError("no space left on device")
+    def no_space(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, step, no_space)
+    with pytest.raises(UserError) as error:
         write_atomic(path, "new, and longer")
+    assert str(error.value) == f"cannot write {path}: No space left on device"
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write .*runs/a/results\.json: Not a directory"):
+        write_atomic(tmp_path / "runs/a/results.json", "new")
 
 
 def test_content_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

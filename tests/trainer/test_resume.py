@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,28 @@ def test_metrics_ahead_of_the_checkpoint_are_dropped(
     assert tde(*RECIPE, f"out={run}", "resume=true").exit_code == 0
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4] and rows[2]["loss"] != 0.1
+    assert_same_bits(whole, run)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it_to_go_on_from(
+    whole: Path, tmp_path: Path, tde: Tde, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, replace = tmp_path / "run", os.replace
+    path = run / "deconfound/seed0" / checkpoint.FILE
+
+    def full(source: Path, target: Path) -> None:
+        if target == path and path.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        result = tde(*RECIPE, f"out={run}")
+    assert result.exit_code == 2
+    assert result.stderr == f"error: cannot write {path}: No space left on device\n"
+    assert torch.load(path, weights_only=True)["progress"]["epochs_done"] == 1
+    assert sorted(file.name for file in path.parent.iterdir()) == [checkpoint.FILE, "metrics.jsonl"]
+    assert tde(*RECIPE, f"out={run}", "resume=true").exit_code == 0
     assert_same_bits(whole, run)
 
 
