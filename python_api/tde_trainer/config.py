@@ -20,6 +20,7 @@ from tde_trainer.models import MODELS
 from tde_trainer.schema import Config
 
 CHOICES = {"precision": ("fp32", "bf16"), "data.format": ("torchvision", "folder"), "train.decay": ("cosine", "steps")}
+GREY = ("digits_lt", "small_conv")  # data of one channel and what reads them; all others have three
 # These say where and how to run, not what to compute: a resumed run may change them.
 NOT_PART_OF_A_RUN = ("out", "resume", "overwrite")
 
@@ -133,6 +134,12 @@ def _check(config: Config) -> None:
     for what, given, known in named:
         if given not in known:
             raise unknown(what, given, known)
+    colours = ["grey" if name in GREY else "coloured" for name in (config.model.name, config.data.name)]
+    if colours[0] != colours[1]:
+        raise UserError(
+            f"model.name={config.model.name} reads {colours[0]} images, those of data.name={config.data.name} are "
+            f"{colours[1]}"
+        )
     for key, values in (("methods", config.methods), ("seeds", config.seeds)):
         if not values or len(set(values)) != len(values):
             raise UserError(f"{key}={values} must be a non-empty list without repeats")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tde_trainer import checkpoint
+from tde_trainer.config import recipe_names
 from tde_trainer.metrics import GROUPS
 from trainer_tools import TINY, Tde
 
@@ -99,7 +100,9 @@ def test_sweep_writes_the_curve(tiny_run: Path, tde: Tde, tmp_path: Path) -> Non
 
 
 def test_recipes_and_info(tde: Tde) -> None:
-    assert tde("recipes").output.startswith("digits_lt: ")
+    lines = tde("recipes").output.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == recipe_names()
+    assert all(line.partition(": ")[2] for line in lines)
     assert "tde_kernels" in tde("info").output
 
 
@@ -116,6 +119,9 @@ def test_help_has_a_sentence(command: list[str], tde: Tde) -> None:
         (["train", "digits_lt", "train.epoch=3"], "did you mean 'train.epochs'"),
         (["train", "digits_lt", "head.num_heads=3"], "head of method 'cosine'"),
         (["train", "digits_lt", "data.test_per_class=170"], "at least one training image"),
+        (["train", "cifar10_lt"], "no intact copy of CIFAR10 in data/cifar-10-batches-py; data.download=true"),
+        (["train", "cifar10_lt", "model.name=small_conv"], "model.name=small_conv reads grey images"),
+        (["train", "tiny_imagenet_lt", "data.root=."], "there is no folder train; wanted are images as"),
         (["eval", "nowhere"], "no run at nowhere"),
         (["sweep", "nowhere"], "no run at nowhere"),
         (["report", "nowhere"], "no run at nowhere"),

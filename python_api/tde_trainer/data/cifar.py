@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from tde_trainer.data.base import ImageDataset, LongTailedData
-from tde_trainer.data.folder import folder_split, resampled
+from tde_trainer.data.folder import folder_splits, resampled
 from tde_trainer.data.longtail import long_tailed_counts, long_tailed_selection
 from tde_trainer.data.pipeline import Pipeline
 from tde_trainer.data.source import Source
@@ -49,7 +49,7 @@ class Cifar:
 
     def _splits(self, config: DataConfig) -> tuple[Source, Source]:
         if config.format == "folder":
-            return folder_split(config, ["train"]), folder_split(config, ["test", "val"])
+            return folder_splits(config)
         return self._published(config, train=True), self._published(config, train=False)
 
     def _published(self, config: DataConfig, train: bool) -> Source:

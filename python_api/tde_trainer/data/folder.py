@@ -27,6 +27,19 @@ def resampled(images: Tensor, size: int) -> Tensor:
     return images if images.shape[-2:] == (size, size) else resize(images, [size, size], antialias=True)
 
 
+def folder_splits(config: DataConfig) -> tuple[Source, Source]:
+    """``ROOT/train``, and ``ROOT/test`` or ``ROOT/val``.
+
+    Raises:
+        UserError: a split is missing, without images, or of other classes.
+    """
+    train, test = folder_split(config, ["train"]), folder_split(config, ["test", "val"])
+    differing = sorted(set(train.class_names) ^ set(test.class_names))
+    if differing:
+        raise UserError(f"data.root={config.root}: train and test hold other classes: {', '.join(differing[:3])}, ...")
+    return train, test
+
+
 def folder_split(config: DataConfig, names: Sequence[str]) -> Source:
     """The first of the splits ``names`` that is there; classes and images in the order of their names.
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from tde_trainer.data.base import LongTailedData
-from tde_trainer.data.folder import folder_split
+from tde_trainer.data.folder import folder_splits
 from tde_trainer.data.pipeline import Pipeline
-from tde_trainer.errors import UserError
 from tde_trainer.schema import DataConfig
 
 # ImageNet's, which photographs share well enough
@@ -21,10 +20,7 @@ def folder_lt(config: DataConfig, seed: int) -> LongTailedData:
     Raises:
         UserError: a split is missing, unreadable, or of other classes.
     """
-    train, test = folder_split(config, ["train"]), folder_split(config, ["test", "val"])
-    if train.class_names != test.class_names:
-        differing = sorted(set(train.class_names) ^ set(test.class_names))
-        raise UserError(f"data.root={config.root}: train and test hold other classes: {', '.join(differing[:3])}, ...")
+    train, test = folder_splits(config)
     val, test_images = test.held_out(config.val_per_class, VAL_SEED)
     pipeline = Pipeline(MEAN, STD, padding=config.image_size // 8, flip=True)
     return LongTailedData(train.read(torch.arange(len(train.labels))), val, test_images, train.class_names, pipeline)
