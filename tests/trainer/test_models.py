@@ -1,0 +1,109 @@
+"""ResNet-32: its size, its shortcuts, its branches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tde_trainer.config import load_config
+from tde_trainer.models import MODELS
+from tde_trainer.models.resnet_cifar import BasicBlock, ResNetCifar
+from tde_trainer.network import build_network
+from tde_trainer.schema import ModelConfig
+from torch import Tensor, nn
+
+PUBLISHED = 464_154 - 10 * 64 - 10  # of the network for CIFAR-10, less its classifier
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_it_has_464_thousand_parameters() -> None:
+    assert parameters(ResNetCifar(1)) == PUBLISHED == 463_504
+
+
+def test_it_has_31_convolutions_and_a_classifier() -> None:
+    network = build_network(load_config("cifar10_lt"), "linear", 10)
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 31 and network.head.weight.shape == (10, 64)
+    assert all(c.kernel_size == (3, 3) and c.bias is None for c in convolutions)
+    assert [c.out_channels for c in convolutions] == [16] * 11 + [32] * 10 + [64] * 10
+    assert [index for index, c in enumerate(convolutions) if c.stride == (2, 2)] == [11, 21]
+
+
+@pytest.mark.parametrize(("branches", "features"), [(1, 64), (2, 128)])
+def test_every_branch_adds_64_features_and_one_block(branches: int, features: int) -> None:
+    backbone = MODELS["resnet32"](ModelConfig(branches=branches))
+    images = torch.randn(3, 3, 32, 32)
+    assert backbone.features == features and backbone.module(images).shape == (3, features)
+    assert parameters(backbone.module) == PUBLISHED + (branches - 1) * parameters(BasicBlock(64, 64, 1))
+
+
+def test_branches_share_everything_but_their_block() -> None:
+    network = ResNetCifar(2).eval()
+    images = torch.randn(3, 3, 32, 32)
+    first, second = network(images).chunk(2, 1)
+    assert not torch.equal(first, second)
+    network.branches[1].load_state_dict(network.branches[0].state_dict())
+    again, copied = network(images).chunk(2, 1)
+    assert torch.equal(first, again) and torch.equal(first, copied)
+
+
+def test_features_are_means_over_8_by_8_positions() -> None:
+    network = ResNetCifar(1).eval()
+    images = torch.randn(2, 3, 32, 32)
+    grid = network.branches[0](network.trunk(network.stem(images)))
+    assert grid.shape == (2, 64, 8, 8) and (grid >= 0).all()
+    torch.testing.assert_close(network(images), grid.flatten(2).mean(2))
+
+
+@pytest.mark.parametrize("size", [8, 31, 64])
+def test_it_reads_images_of_other_sizes(size: int) -> None:
+    assert ResNetCifar(1).eval()(torch.randn(2, 3, size, size)).shape == (2, 64)
+
+
+def shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
+    """Every ``stride``-th pixel, between channels of zeros ("option A")."""
+    batch, before, height, width = x.shape
+    out = torch.zeros(batch, channels, -(-height // stride), -(-width // stride))
+    for channel in range(before):
+        for y in range(out.shape[2]):
+            for z in range(out.shape[3]):
+                out[:, (channels - before) // 2 + channel, y, z] = x[:, channel, y * stride, z * stride]
+    return out
+
+
+@pytest.mark.parametrize(("before", "after", "stride"), [(16, 16, 1), (16, 32, 2), (32, 64, 2), (4, 8, 2)])
+@pytest.mark.parametrize("size", [(4, 6), (5, 3)])
+def test_a_block_that_adds_nothing_is_its_shortcut(before: int, after: int, stride: int, size: tuple[int, int]) -> None:
+    block = BasicBlock(before, after, stride)
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.randn(2, before, *size)
+    for training in (True, False):
+        assert torch.equal(block.train(training)(x), shortcut(x, after, stride).relu())
+
+
+def test_a_block_is_two_convolutions_and_its_shortcut() -> None:
+    block = BasicBlock(4, 8, 2).eval()
+    x = torch.randn(2, 4, 6, 6)
+    inner = block.bn1(block.conv1(x)).relu()
+    torch.testing.assert_close(block(x), (block.bn2(block.conv2(inner)) + shortcut(x, 8, 2)).relu())
+
+
+def test_weights_start_as_kaiming_has_it() -> None:
+    for module in ResNetCifar(1).modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in = 9 * module.in_channels
+            assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.15)
+            assert abs(module.weight.mean().item()) < 5 * (2 / fan_in / module.weight.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_gradients_reach_every_parameter(name: str) -> None:
+    backbone = MODELS[name](ModelConfig(width=4, features=8))
+    channels = next(backbone.module.parameters()).shape[1]
+    features = backbone.module(torch.randn(4, channels, 8, 8))
+    (features * torch.randn_like(features)).sum().backward()
+    gradients = [parameter.grad for parameter in backbone.module.parameters()]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
