@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tde_trainer.config import load_config
-from tde_trainer.data import ImageDataset, LongTailedData, Pipeline
+from tde_trainer.data import DATASETS, ImageDataset, LongTailedData, Pipeline
 from tde_trainer.device import make_accelerator
 from tde_trainer.methods import METHODS, Batch, Method, Stage
 from tde_trainer.methods.class_balanced import effective_weight
@@ -327,3 +329,28 @@ class TestDraw:
             torch.manual_seed(seed)
             places.append(self.drawn(training, 50, torch.ones(5))[0])
         assert torch.equal(places[0], places[1]) and not torch.equal(places[0], places[2])
+
+    def test_what_is_drawn_is_augmented_too(self, training: Training) -> None:
+        training.data = replace(training.data, pipeline=replace(training.data.pipeline, padding=1))
+        images, _ = training._draw(900, torch.tensor([0.0, 1, 0, 0, 0]))  # none of them black, all of one pixel
+        black = (images == 0).all(1).float().mean()
+        assert abs(black.item() - 8 / 9) < 0.06
+
+
+def test_an_epoch_knows_what_share_of_them_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("digits_lt", [*TINY, "train.epochs=4"])
+    data = DATASETS["digits_lt"](config.data, 0)
+    network = build_network(config, "linear", data.num_classes)
+    training = Training(data, network, SGD(network.parameters(), 0.1), config, make_accelerator("fp32"))
+    seen: list[Stage] = []
+
+    def compose(method: Method, images: Tensor, target: Tensor, stage: Stage, draw: Any) -> Batch:
+        seen.append(stage)
+        return Batch(images, target)
+
+    monkeypatch.setattr(type(network.method), "compose", compose)
+    for epoch in range(4):
+        seen.clear()
+        training.epoch(epoch)
+        assert {stage.done for stage in seen} == {epoch / 4} and len(seen) == len(training.loader)
+        assert torch.equal(seen[0].class_counts, data.class_counts) and seen[0].config == config.loss
