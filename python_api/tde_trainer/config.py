@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +20,6 @@ from tde_trainer.models import MODELS
 from tde_trainer.schema import Config
 
 CHOICES = {"precision": ("fp32", "bf16"), "data.format": ("torchvision", "folder"), "train.decay": ("cosine", "steps")}
-GREY = ("digits_lt", "small_conv")  # data of one channel and what reads them; all others have three
 # These say where and how to run, not what to compute: a resumed run may change them.
 NOT_PART_OF_A_RUN = ("out", "resume", "overwrite")
 
@@ -63,8 +62,10 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(written, DictConfig):
         raise UserError(f"recipe {recipe} must be a mapping of keys to values")
     given = parse_overrides(overrides)
-    schedules = written.pop("schedules", {})
+    schedules = written.pop("schedules", OmegaConf.create({}))
     schedule = str(given.get("schedule", written.get("schedule", "")))
+    if not isinstance(schedules, Mapping) or (schedule and not schedules):
+        raise UserError(f"recipe {recipe} has no schedules to choose from")
     if schedule and schedule not in schedules:
         raise unknown("schedule", schedule, map(str, schedules))
     config = config_from(OmegaConf.merge(written, schedules[schedule] if schedule else {}, given))
@@ -134,12 +135,6 @@ def _check(config: Config) -> None:
     for what, given, known in named:
         if given not in known:
             raise unknown(what, given, known)
-    colours = ["grey" if name in GREY else "coloured" for name in (config.model.name, config.data.name)]
-    if colours[0] != colours[1]:
-        raise UserError(
-            f"model.name={config.model.name} reads {colours[0]} images, those of data.name={config.data.name} are "
-            f"{colours[1]}"
-        )
     for key, values in (("methods", config.methods), ("seeds", config.seeds)):
         if not values or len(set(values)) != len(values):
             raise UserError(f"{key}={values} must be a non-empty list without repeats")

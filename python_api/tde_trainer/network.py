@@ -31,14 +31,14 @@ class Network(nn.Module):
         return self.method.loss(self.head, self.backbone(batch.images), batch, stage)
 
 
-def build_network(config: Config, method: str, num_classes: int) -> Network:
-    """An untrained network.
+def build_network(config: Config, method: str, channels: int, num_classes: int) -> Network:
+    """An untrained network for images of that many channels.
 
     Raises:
         UserError: the head refuses its options, for example a feature size that the heads do not divide.
     """
     chosen = METHODS[method]
-    module, features = MODELS[config.model.name](chosen.model(config.model))
+    module, features = MODELS[config.model.name](chosen.model(config.model), channels)
     try:
         head = chosen.build_head(features, num_classes, config.head, config.loss)
     except ValueError as error:

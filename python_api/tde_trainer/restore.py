@@ -135,7 +135,7 @@ def _restored(path: Path, *splits: str) -> Iterator[tuple[Result, Network, dict[
         config: Config = config_from(result.values["config"])
         accelerator = make_accelerator(config.precision)
         data = DATASETS[config.data.name](config.data, result.values["seed"])
-        network = build_network(config, result.method, data.num_classes)
+        network = build_network(config, result.method, data.channels, data.num_classes)
         checkpoint.load(result.directory, network)
         network.to(accelerator.device).eval()
         features = {

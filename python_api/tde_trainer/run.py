@@ -61,7 +61,7 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
     # Whatever can be wrong with the recipe shows here, before anything is written.
     data = DATASETS[config.data.name](config.data, config.seeds[0])
     for method in config.methods:
-        build_network(config, method, data.num_classes)
+        build_network(config, method, data.channels, data.num_classes)
     if accelerator.is_main_process:
         _open(run, config, command)
     accelerator.wait_for_everyone()

@@ -109,11 +109,11 @@ class Training:
             raise UserError(f"the loss is {mean_loss} in epoch {epoch + 1}; a lower train.lr may help")
         return {"loss": mean_loss, "lr": rate, "images_per_second": seen / (time.perf_counter() - began)}
 
-    def _draw(self, count: int, class_probability: Tensor) -> tuple[Tensor, Tensor]:
-        """See `methods.Draw`."""
-        train, device = self.data.train, self.accelerator.device
-        each = (class_probability / self.class_counts.clamp(min=1)).cpu()[train.labels]
-        images, target = train[torch.multinomial(each, count, replacement=True)]
+    def _draw(self, count: int, power: float) -> tuple[Tensor, Tensor]:
+        """See `methods.Draw`. On the CPU, where images and labels are."""
+        each = self.data.class_counts.double() ** (power - 1)
+        images, target = self.data.train[torch.multinomial(each[self.data.train.labels], count, replacement=True)]
+        device = self.accelerator.device
         return self.data.pipeline(images.to(device), training=True), target.to(device)
 
 
@@ -138,7 +138,7 @@ def train_cell(
     """
     set_seed(cell.seed * SEED_STRIDE)
     data = DATASETS[config.data.name](config.data, cell.seed)
-    network = build_network(config, cell.method, data.num_classes)
+    network = build_network(config, cell.method, data.channels, data.num_classes)
     settings = config.train
     optimizer = SGD(network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     progress, rows = Progress(cell.seed), []

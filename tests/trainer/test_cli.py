@@ -120,7 +120,6 @@ def test_help_has_a_sentence(command: list[str], tde: Tde) -> None:
         (["train", "digits_lt", "head.num_heads=3"], "head of method 'cosine'"),
         (["train", "digits_lt", "data.test_per_class=170"], "at least one training image"),
         (["train", "cifar10_lt"], "no intact copy of CIFAR10 in data/cifar-10-batches-py; data.download=true"),
-        (["train", "cifar10_lt", "model.name=small_conv"], "model.name=small_conv reads grey images"),
         (["train", "tiny_imagenet_lt", "data.root=."], "there is no folder train; wanted are images as"),
         (["eval", "nowhere"], "no run at nowhere"),
         (["sweep", "nowhere"], "no run at nowhere"),

@@ -207,7 +207,7 @@ class TestLosses:
             assert_close(head(x, alpha=0.0), wanted)
 
 
-def no_draw(class_probability: Tensor) -> tuple[Tensor, Tensor]:
+def no_draw(power: float) -> tuple[Tensor, Tensor]:
     pytest.fail("this method draws no images of its own")
 
 
@@ -245,7 +245,7 @@ class TestBBN:
     """Two branches and two ways to draw."""
 
     def test_the_share_falls_from_one_by_the_square_of_the_epoch(self) -> None:
-        def draw(class_probability: Tensor) -> tuple[Tensor, Tensor]:
+        def draw(power: float) -> tuple[Tensor, Tensor]:
             return torch.zeros(2, 1), torch.zeros(2).long()
 
         for epoch in (1, 2, 100, 200):  # of 200, counted from one
@@ -258,13 +258,12 @@ class TestBBN:
         images, target = torch.randn(4, 3, 2, 2), torch.arange(4)
         drawn, asked = (torch.randn(4, 3, 2, 2), target.flip(0)), []
 
-        def draw(class_probability: Tensor) -> tuple[Tensor, Tensor]:
-            asked.append(class_probability / class_probability.sum())
+        def draw(power: float) -> tuple[Tensor, Tensor]:
+            asked.append(power)
             return drawn
 
         batch = METHODS["bbn"].compose(images, target, stage_at(0.5), draw)
-        reverse = COUNTS.max() / COUNTS.double()
-        torch.testing.assert_close(asked[0].double(), reverse / reverse.sum())
+        assert asked == [-1]
         assert torch.equal(batch.images, torch.cat([images, drawn[0]])) and batch.target_b is drawn[1]
         assert torch.equal(batch.target, target)
 
@@ -282,13 +281,13 @@ class TestBBN:
     def test_it_asks_for_two_branches_and_no_other_method_does(self) -> None:
         asked = {name: method.model(ModelConfig("resnet32")).branches for name, method in METHODS.items()}
         assert asked == {**dict.fromkeys(METHODS, 1), "bbn": 2}
-        assert build_network(load_config("cifar10_lt"), "bbn", 10).head.in_features == 128
+        assert build_network(load_config("cifar10_lt"), "bbn", 3, 10).head.in_features == 128
 
 
 class TestDraw:
     """What training draws beside its batches."""
 
-    COUNTS = (300, 60, 0, 12, 3)
+    COUNTS = (300, 60, 5, 12, 3)
 
     @pytest.fixture
     def training(self) -> Training:
@@ -299,40 +298,37 @@ class TestDraw:
         split = ImageDataset(images, labels)
         data = LongTailedData(split, split, split, tuple("abcde"), Pipeline([0.0] * 2, [1 / 255] * 2))
         config = load_config("digits_lt", TINY)
-        network = build_network(config, "bbn", data.num_classes)
+        network = build_network(config, "bbn", data.channels, data.num_classes)
         return Training(data, network, SGD(network.parameters(), 0.1), config, make_accelerator("fp32"))
 
-    def drawn(self, training: Training, count: int, probability: Tensor) -> tuple[Tensor, Tensor]:
-        images, target = training._draw(count, probability)
+    def drawn(self, training: Training, count: int, power: float) -> tuple[Tensor, Tensor]:
+        images, target = training._draw(count, power)
         place = (images[:, :, 0, 0] @ torch.tensor([256.0, 1.0])).round().long()
         assert torch.equal(training.data.train.labels[place], target)
         return place, target
 
-    def test_classes_come_as_often_as_asked_for(self, training: Training) -> None:
-        counts = torch.tensor(self.COUNTS)
-        reverse = torch.where(counts > 0, 1 / counts.clamp(min=1), 0.0)
-        wanted = reverse / reverse.sum()
-        for asked in (1 / training.class_counts.clamp(min=1), 300 / training.class_counts.clamp(min=1)):
-            frequency = self.drawn(training, 20_000, asked)[1].bincount(minlength=5) / 20_000
-            assert ((frequency - wanted).abs() <= 4 * (wanted * (1 - wanted) / 20_000).sqrt()).all()
-            assert frequency[2] == 0
+    @pytest.mark.parametrize("power", [-1, 0, 0.5, 1])
+    def test_classes_come_as_often_as_asked_for(self, power: float, training: Training) -> None:
+        wanted = torch.tensor(self.COUNTS).double() ** power
+        wanted /= wanted.sum()
+        frequency = self.drawn(training, 20_000, power)[1].bincount(minlength=5) / 20_000
+        assert ((frequency - wanted).abs() <= 4 * (wanted * (1 - wanted) / 20_000).sqrt()).all()
 
     def test_images_of_a_class_come_equally_often(self, training: Training) -> None:
-        place, target = self.drawn(training, 30_000, torch.tensor([1.0, 0, 0, 1, 0]))
-        assert set(target.tolist()) == {0, 3}
-        tail = place[target == 3].bincount()[360:372]
-        assert (tail - 1250).abs().max() < 5 * math.sqrt(1250) and len(place[target == 0].unique()) == 300
+        place, target = self.drawn(training, 60_000, 0.0)
+        tail = place[target == 3].bincount()[365:377]
+        assert (tail - 1000).abs().max() < 5 * math.sqrt(1000) and len(place[target == 0].unique()) == 300
 
     def test_it_follows_the_seed(self, training: Training) -> None:
         places = []
         for seed in (1, 1, 2):
             torch.manual_seed(seed)
-            places.append(self.drawn(training, 50, torch.ones(5))[0])
+            places.append(self.drawn(training, 50, 0.0)[0])
         assert torch.equal(places[0], places[1]) and not torch.equal(places[0], places[2])
 
     def test_what_is_drawn_is_augmented_too(self, training: Training) -> None:
         training.data = replace(training.data, pipeline=replace(training.data.pipeline, padding=1))
-        images, _ = training._draw(900, torch.tensor([0.0, 1, 0, 0, 0]))  # none of them black, all of one pixel
+        images, _ = training._draw(900, 0.0)  # one of them black, all of one pixel
         black = (images == 0).all(1).float().mean()
         assert abs(black.item() - 8 / 9) < 0.06
 
@@ -340,7 +336,7 @@ class TestDraw:
 def test_an_epoch_knows_what_share_of_them_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("digits_lt", [*TINY, "train.epochs=4"])
     data = DATASETS["digits_lt"](config.data, 0)
-    network = build_network(config, "linear", data.num_classes)
+    network = build_network(config, "linear", data.channels, data.num_classes)
     training = Training(data, network, SGD(network.parameters(), 0.1), config, make_accelerator("fp32"))
     seen: list[Stage] = []
 

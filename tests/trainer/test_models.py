@@ -19,11 +19,11 @@ def parameters(module: nn.Module) -> int:
 
 
 def test_it_has_464_thousand_parameters() -> None:
-    assert parameters(ResNetCifar(1)) == PUBLISHED == 463_504
+    assert parameters(ResNetCifar(3, 1)) == PUBLISHED == 463_504
 
 
 def test_it_has_31_convolutions_and_a_classifier() -> None:
-    network = build_network(load_config("cifar10_lt"), "linear", 10)
+    network = build_network(load_config("cifar10_lt"), "linear", 3, 10)
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 31 and network.head.weight.shape == (10, 64)
     assert all(c.kernel_size == (3, 3) and c.bias is None for c in convolutions)
@@ -40,7 +40,7 @@ def test_every_branch_adds_64_features_and_one_block(branches: int, features: in
 
 
 def test_branches_share_everything_but_their_block() -> None:
-    network = ResNetCifar(2).eval()
+    network = ResNetCifar(3, 2).eval()
     images = torch.randn(3, 3, 32, 32)
     first, second = network(images).chunk(2, 1)
     assert not torch.equal(first, second)
@@ -50,7 +50,7 @@ def test_branches_share_everything_but_their_block() -> None:
 
 
 def test_features_are_means_over_8_by_8_positions() -> None:
-    network = ResNetCifar(1).eval()
+    network = ResNetCifar(3, 1).eval()
     images = torch.randn(2, 3, 32, 32)
     grid = network.branches[0](network.trunk(network.stem(images)))
     assert grid.shape == (2, 64, 8, 8) and (grid >= 0).all()
@@ -59,7 +59,7 @@ def test_features_are_means_over_8_by_8_positions() -> None:
 
 @pytest.mark.parametrize("size", [8, 31, 64])
 def test_it_reads_images_of_other_sizes(size: int) -> None:
-    assert ResNetCifar(1).eval()(torch.randn(2, 3, size, size)).shape == (2, 64)
+    assert ResNetCifar(3, 1).eval()(torch.randn(2, 3, size, size)).shape == (2, 64)
 
 
 def shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
@@ -92,7 +92,7 @@ def test_a_block_is_two_convolutions_and_its_shortcut() -> None:
 
 
 def test_weights_start_as_kaiming_has_it() -> None:
-    for module in ResNetCifar(1).modules():
+    for module in ResNetCifar(3, 1).modules():
         if isinstance(module, nn.Conv2d):
             fan_in = 9 * module.in_channels
             assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.15)
@@ -107,3 +107,10 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     (features * torch.randn_like(features)).sum().backward()
     gradients = [parameter.grad for parameter in backbone.module.parameters()]
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_backbone_reads_grey_and_coloured_images(name: str, channels: int) -> None:
+    module, features = MODELS[name](ModelConfig(name), channels)
+    assert module.eval()(torch.randn(2, channels, 8, 8)).shape == (2, features)

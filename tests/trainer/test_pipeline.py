@@ -143,7 +143,7 @@ def test_training_augments_and_evaluation_does_not() -> None:
     config, accelerator = load_config("digits_lt", TINY), make_accelerator("fp32")
     data = DATASETS["digits_lt"](config.data, 0)
     spy = Spy(data.pipeline.mean, data.pipeline.std, data.pipeline.padding)
-    network = build_network(config, "linear", data.num_classes)
+    network = build_network(config, "linear", data.channels, data.num_classes)
     training = Training(replace(data, pipeline=spy), network, SGD(network.parameters(), 0.1), config, accelerator)
     epochs = []
     for epoch in (0, 1, 0):

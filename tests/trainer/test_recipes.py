@@ -37,8 +37,6 @@ def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
         (["precision=fp23"], r"unknown precision 'fp23'; did you mean 'fp32'\?"),
         (["data.format=folders"], r"unknown data.format 'folders'; did you mean 'folder'\?"),
         (["train.decay=step"], r"unknown train.decay 'step'; did you mean 'steps'\?"),
-        (["model.name=resnet32"], "model.name=resnet32 reads coloured images, those of data.name=digits_lt are grey"),
-        (["data.name=folder_lt"], "model.name=small_conv reads grey images, those of data.name=folder_lt are coloured"),
         (["train.milestones=[0.5,1]"], "train.milestones=.* must be shares of the epochs"),
         (["train.epochs=five"], "train.epochs: Value 'five'"),
         (["train.epochs=0"], "train.epochs=0 is out of range"),

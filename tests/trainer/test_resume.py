@@ -172,7 +172,7 @@ class TestCheckpoint:
     def test_missing(self, cell: Path) -> None:
         (cell / checkpoint.FILE).unlink()
         with pytest.raises(UserError, match="no checkpoint at"):
-            checkpoint.load(cell, build_network(load_config("digits_lt", TINY), "deconfound", 10))
+            checkpoint.load(cell, build_network(load_config("digits_lt", TINY), "deconfound", 1, 10))
 
     @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other tensors"])
     def test_corrupt(self, cell: Path, damage: str) -> None:
@@ -183,10 +183,10 @@ class TestCheckpoint:
         else:
             path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"not a checkpoint"}[damage])
         with pytest.raises(UserError, match=r"is corrupt|does not fit") as error:
-            checkpoint.load(cell, build_network(load_config("digits_lt", TINY), "deconfound", 10))
+            checkpoint.load(cell, build_network(load_config("digits_lt", TINY), "deconfound", 1, 10))
         assert str(path) in str(error.value) and "\n" not in str(error.value)
 
     def test_of_another_network(self, cell: Path) -> None:
-        other = build_network(load_config("digits_lt", [*TINY, "model.features=16"]), "deconfound", 10)
+        other = build_network(load_config("digits_lt", [*TINY, "model.features=16"]), "deconfound", 1, 10)
         with pytest.raises(UserError, match="does not fit this run"):
             checkpoint.load(cell, other)

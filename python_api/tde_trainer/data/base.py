@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tde_trainer.data.pipeline import Pipeline
+from tde_trainer.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -47,6 +48,9 @@ class LongTailedData:
     """Disjoint splits: training is long-tailed, validation and test are balanced.
 
     Validation picks alpha and hyper-parameters; test is only ever reported.
+
+    Raises:
+        UserError: a class has no training image.
     """
 
     train: ImageDataset
@@ -55,10 +59,20 @@ class LongTailedData:
     class_names: tuple[str, ...]
     pipeline: Pipeline
 
+    def __post_init__(self) -> None:
+        empty = [name for name, count in zip(self.class_names, self.class_counts.tolist(), strict=True) if not count]
+        if empty:
+            raise UserError(f"every class needs at least one training image; {empty[0]} has none")
+
     @property
     def num_classes(self) -> int:
         """C, the number of classes."""
         return len(self.class_names)
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return self.train.images.shape[1]
 
     @property
     def class_counts(self) -> Tensor:

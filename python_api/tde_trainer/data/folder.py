@@ -10,8 +10,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 from torchvision.datasets import ImageFolder
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2.functional import resize
+from torchvision.datasets.folder import pil_loader
+from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from tde_trainer.data.base import ImageDataset
 from tde_trainer.data.source import Source
@@ -75,12 +75,11 @@ def _decoded(files: Sequence[str], size: int, skip_corrupt: bool) -> tuple[Tenso
     few = len(files) < SHOWN_FROM
     for index, file in enumerate(track(files, f"reading {len(files)} images", transient=True, disable=few)):
         try:
-            image = decode_image(file, ImageReadMode.RGB)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            image = pil_to_tensor(pil_loader(file))
+        except OSError as error:
             if not skip_corrupt:
-                raise UserError(f"cannot read {file}: {reason}; data.skip_corrupt=true leaves it out") from error
-            log.warning("left out %s: %s", file, reason)
+                raise UserError(f"cannot read {file}: {error}; data.skip_corrupt=true leaves it out") from error
+            log.warning("left out %s: %s", file, error)
             readable[index] = False
             continue
         images[index] = resampled(image, size)

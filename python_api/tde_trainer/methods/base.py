@@ -29,8 +29,9 @@ class Batch(NamedTuple):
     lam: Tensor | None = None  # 0-d float
 
 
-Draw = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""As many training images as the batch has, and their targets, their classes drawn with these probabilities ``[C]``."""
+Draw = Callable[[float], tuple[Tensor, Tensor]]
+"""``draw(power)``: as many augmented training images as the batch has, and their targets, their classes drawn with a
+probability ``~ n_c^power``: 1 as the data are, 0 each class as often, -1 in reverse."""
 
 
 class Method(ABC):

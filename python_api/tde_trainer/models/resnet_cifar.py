@@ -32,27 +32,27 @@ class BasicBlock(nn.Module):
 
 
 class ResNetCifar(nn.Module):
-    """Images ``[B, 3, H, W]`` to features ``[B, 64 * branches]``.
+    """Images ``[B, channels, H, W]`` to features ``[B, 64 * branches]``.
 
     Args:
         branches: parallel copies of the last block. BBN reads two: of them the first half of the features is its
             conventional branch, the second its re-balancing one.
     """
 
-    def __init__(self, branches: int) -> None:
+    def __init__(self, channels: int, branches: int) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
-        channels_in = STAGES[0]
-        for stage, channels in enumerate(STAGES):
+        width_in = STAGES[0]
+        for stage, width in enumerate(STAGES):
             for block in range(BLOCKS):
-                blocks.append(BasicBlock(channels_in, channels, 2 if stage and not block else 1))
-                channels_in = channels
+                blocks.append(BasicBlock(width_in, width, 2 if stage and not block else 1))
+                width_in = width
         blocks.pop()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, STAGES[0], 3, padding=1, bias=False), nn.BatchNorm2d(STAGES[0]), nn.ReLU()
+            nn.Conv2d(channels, STAGES[0], 3, padding=1, bias=False), nn.BatchNorm2d(STAGES[0]), nn.ReLU()
         )
         self.trunk = nn.Sequential(*blocks)
-        self.branches = nn.ModuleList(BasicBlock(channels_in, channels_in, 1) for _ in range(branches))
+        self.branches = nn.ModuleList(BasicBlock(width_in, width_in, 1) for _ in range(branches))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -62,6 +62,6 @@ class ResNetCifar(nn.Module):
         return torch.cat([branch(shared).mean((2, 3)) for branch in self.branches], 1)
 
 
-def resnet32(config: ModelConfig) -> Backbone:
+def resnet32(config: ModelConfig, channels: int) -> Backbone:
     """About 0.46 M parameters with one branch."""
-    return Backbone(ResNetCifar(config.branches), STAGES[-1] * config.branches)
+    return Backbone(ResNetCifar(channels, config.branches), STAGES[-1] * config.branches)

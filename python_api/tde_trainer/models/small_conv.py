@@ -11,13 +11,13 @@ from tde_trainer.schema import ModelConfig
 GRID = 4
 
 
-def small_conv(config: ModelConfig) -> Backbone:
-    """Images ``[B, 1, H, W]`` to non-negative features ``[B, D]``.
+def small_conv(config: ModelConfig, channels: int) -> Backbone:
+    """Images ``[B, channels, H, W]`` to non-negative features ``[B, D]``.
 
     The last layer sees positions, not averages: where a stroke lies is what tells digits apart.
     """
     module = nn.Sequential(
-        Conv2dNormActivation(1, config.width, 3),
+        Conv2dNormActivation(channels, config.width, 3),
         Conv2dNormActivation(config.width, 2 * config.width, 3, stride=2),
         nn.AdaptiveAvgPool2d(GRID),  # leaves 8x8 images as they are
         nn.Flatten(),
