@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tde_trainer.compare import load_summary, made_from
+from tde_trainer.compare import compare, load_summary, made_from
 from tde_trainer.config import config_from
 from tde_trainer.errors import UserError
 from tde_trainer.files import write_atomic
 from tde_trainer.markdown import render
 from tde_trainer.metrics import GROUPS
 from tde_trainer.published import SOURCES, published_table
-from tde_trainer.table import lift_lines, percent
+from tde_trainer.table import lift_lines
 
 FIGURES = ("per_class", "alpha", "feature_norm", "weight_norm")
 
@@ -27,7 +27,8 @@ def write_results_page(files: Sequence[Path], page: Path) -> None:
     Raises:
         UserError: a file is no results.json of a run.
     """
-    write_atomic(page, render("results.md.j2", entries=[_entry(file, page.parent) for file in files], groups=GROUPS))
+    entries = [_entry(file, page.parent) for file in files]
+    write_atomic(page, render("results.md.j2", entries=entries, groups=GROUPS, sources=SOURCES))
 
 
 def _entry(file: Path, folder: Path) -> dict[str, Any]:
@@ -37,12 +38,7 @@ def _entry(file: Path, folder: Path) -> dict[str, Any]:
     config = config_from(summary["config"])
     images = [f"images/{file.stem}_{figure}.png" for figure in FIGURES]
     published = published_table(3)
-    compared = []
-    if config.data.name in published.data():
-        for row in summary["rows"]:
-            figures = published.figures(config.data.name, config.data.ratio, row["name"])
-            if any(value is not None for value in figures.values()):
-                compared.append((row["name"], percent(row["overall"]), [figures[source] for source in SOURCES]))
+    rows = compare([file], published) if config.data.name in published.data() else []
     return {
         **summary,
         "name": file.stem,
@@ -50,6 +46,6 @@ def _entry(file: Path, folder: Path) -> dict[str, Any]:
         "remark": remark.read_text(encoding="utf-8").strip() if remark.exists() else "",
         "lifts": lift_lines(summary),
         "images": [image for image in images if (folder / image).exists()],
-        "compared": compared,
+        "compared": [row for row in rows if any(map(row.beside, SOURCES))],
         "link": f"results/{file.name}",
     }
