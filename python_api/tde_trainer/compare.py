@@ -59,7 +59,7 @@ def made_from(config: Config) -> str:
     if config.data.format == "torchvision":
         images = "published images"
     else:
-        images = config.data.note or "images of an ImageFolder tree"
+        images = config.data.note or "a tree of images, not compared with the published ones"
     size = config.data.image_size
     return f"{images}, {size} x {size}, {config.train.epochs} epochs"
 

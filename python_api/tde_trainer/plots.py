@@ -113,7 +113,8 @@ def _class_axis(axes: Axes, cell: dict[str, Any]) -> None:
     names, counts = ([cell[key][i] for i in order] for key in ("class_names", "class_counts"))
     few_enough = len(names) <= 20
     if few_enough:
-        axes.set_xticks(range(len(names)), [f"{name}\n{count}" for name, count in zip(names, counts, strict=True)])
+        labels = [f"{name}, {count}" for name, count in zip(names, counts, strict=True)]
+        axes.set_xticks(range(len(names)), labels, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_xlabel("class, and its training images" if few_enough else "class, from head to tail")
 
 

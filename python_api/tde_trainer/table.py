@@ -32,10 +32,14 @@ def accuracy_table(summary: dict[str, Any]) -> Table:
 def lift_lines(summary: dict[str, Any]) -> list[str]:
     """One sentence per method with TDE."""
     return [
-        f"TDE on {name}: few-shot {percent(lift['few'], signed=True)}, overall {percent(lift['overall'], signed=True)}"
-        f" points (alpha {lift['alpha']['mean']:.2f})"
+        f"TDE on {name}: {_few(lift)}overall {percent(lift['overall'], signed=True)} points"
+        f" (alpha {lift['alpha']['mean']:.2f})"
         for name, lift in summary["lift"].items()
     ]
+
+
+def _few(lift: dict[str, Any]) -> str:
+    return "" if lift["few"]["mean"] is None else f"few-shot {percent(lift['few'], signed=True)}, "
 
 
 def alpha_table(name: str, curve: dict[str, Any]) -> Table:
