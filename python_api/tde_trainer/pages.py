@@ -12,10 +12,9 @@ from tde_trainer.errors import UserError
 from tde_trainer.files import write_atomic
 from tde_trainer.markdown import render
 from tde_trainer.metrics import GROUPS
+from tde_trainer.plots import CAPTIONS
 from tde_trainer.published import SOURCES, published_table
 from tde_trainer.table import lift_lines
-
-FIGURES = ("per_class", "alpha", "feature_norm", "weight_norm")
 
 
 def write_results_page(files: Sequence[Path], page: Path) -> None:
@@ -36,7 +35,7 @@ def _entry(file: Path, folder: Path) -> dict[str, Any]:
         raise UserError(f"no such file: {file}")
     summary, remark = load_summary(file), file.with_suffix(".md")
     config = config_from(summary["config"])
-    images = [f"images/{file.stem}_{figure}.png" for figure in FIGURES]
+    images = {f"images/{file.stem}_{figure}.png": caption for figure, caption in CAPTIONS.items()}
     published = published_table(3)
     rows = compare([file], published) if config.data.name in published.data() else []
     return {
@@ -45,7 +44,7 @@ def _entry(file: Path, folder: Path) -> dict[str, Any]:
         "made_from": made_from(config),
         "remark": remark.read_text(encoding="utf-8").strip() if remark.exists() else "",
         "lifts": lift_lines(summary),
-        "images": [image for image in images if (folder / image).exists()],
+        "images": {image: caption for image, caption in images.items() if (folder / image).exists()},
         "compared": [row for row in rows if any(map(row.beside, SOURCES))],
         "link": f"results/{file.name}",
     }
