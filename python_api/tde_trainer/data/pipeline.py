@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+
+@cache  # a copy to the device for every batch would wait for it
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """``values`` of images in 0 .. 1 for bytes, ``[channels, 1, 1]``."""
+    return 255 * torch.tensor(values, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,8 @@ class Pipeline:
         """``images [B, channels, H, W]`` uint8 as float32."""
         if training and (self.padding or self.flip):
             images = self._augmented(images)
-        mean, std = (images.new_tensor(a, dtype=torch.float32)[:, None, None] for a in (self.mean, self.std))
-        return (images.float() - 255 * mean) / (255 * std)
+        mean, std = (_per_channel(tuple(a), images.device) for a in (self.mean, self.std))
+        return (images.float() - mean) / std
 
     def _augmented(self, images: Tensor) -> Tensor:
         batch, channels, height, width = images.shape

@@ -33,7 +33,7 @@ class BBN(Linear):
     def compose(self, images: Tensor, target: Tensor, stage: Stage, draw: Draw) -> Batch:
         """See `Method.compose`."""
         reversed_images, reversed_target = draw(-1.0)
-        lam = images.new_tensor(conventional_share(stage))
+        lam = images.new_full((), conventional_share(stage))
         return Batch(torch.cat([images, reversed_images]), target, reversed_target, lam)
 
     def mixed(self, features: Tensor, stage: Stage) -> Tensor:

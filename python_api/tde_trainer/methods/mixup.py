@@ -15,7 +15,7 @@ class Mixup(Linear):
 
     def compose(self, images: Tensor, target: Tensor, stage: Stage, draw: Draw) -> Batch:
         """See `Method.compose`."""
-        a = images.new_tensor(stage.config.mixup_alpha)
+        a = images.new_full((), stage.config.mixup_alpha)
         lam = Beta(a, a, validate_args=False).sample()
         other = torch.randperm(len(images), device=images.device)
         return Batch(lam * images + (1 - lam) * images[other], target, target[other], lam)
