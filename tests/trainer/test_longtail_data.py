@@ -330,3 +330,11 @@ class TestBadInput:
         whole = file.read_bytes()
         file.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"not an image"}[damage])
         return file
+
+
+def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
+    root = image_tree(tmp_path, {"train": [3, 1], "test": [4, 4]})
+    (root / "train/class01/0003.png").write_bytes(b"no image")
+    config = DataConfig(name="folder_lt", root=str(root), val_per_class=1, image_size=8, skip_corrupt=True)
+    with pytest.raises(UserError, match="every class needs at least one training image; class01 has none"):
+        DATASETS["folder_lt"](config, 0)

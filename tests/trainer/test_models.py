@@ -33,7 +33,7 @@ def test_it_has_31_convolutions_and_a_classifier() -> None:
 
 @pytest.mark.parametrize(("branches", "features"), [(1, 64), (2, 128)])
 def test_every_branch_adds_64_features_and_one_block(branches: int, features: int) -> None:
-    backbone = MODELS["resnet32"](ModelConfig(branches=branches))
+    backbone = MODELS["resnet32"](ModelConfig(branches=branches), 3)
     images = torch.randn(3, 3, 32, 32)
     assert backbone.features == features and backbone.module(images).shape == (3, features)
     assert parameters(backbone.module) == PUBLISHED + (branches - 1) * parameters(BasicBlock(64, 64, 1))
@@ -101,9 +101,8 @@ def test_weights_start_as_kaiming_has_it() -> None:
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_gradients_reach_every_parameter(name: str) -> None:
-    backbone = MODELS[name](ModelConfig(width=4, features=8))
-    channels = next(backbone.module.parameters()).shape[1]
-    features = backbone.module(torch.randn(4, channels, 8, 8))
+    backbone = MODELS[name](ModelConfig(width=4, features=8), 3)
+    features = backbone.module(torch.randn(4, 3, 8, 8))
     (features * torch.randn_like(features)).sum().backward()
     gradients = [parameter.grad for parameter in backbone.module.parameters()]
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)

@@ -42,8 +42,15 @@ def test_an_unknown_schedule_suggests_the_nearest() -> None:
 
 
 def test_a_recipe_without_schedules_has_none_to_choose() -> None:
-    with pytest.raises(UserError, match="unknown schedule 'paper'"):
+    with pytest.raises(UserError, match="recipe digits_lt has no schedules to choose from"):
         load_config("digits_lt", ["schedule=paper"])
+
+
+def test_schedules_that_are_no_mapping_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("schedules: 3\n")
+    with pytest.raises(UserError, match="has no schedules to choose from"):
+        load_config(str(path), ["schedule=short"])
 
 
 def test_a_recipe_of_ones_own_may_have_schedules(tmp_path: Path) -> None:
