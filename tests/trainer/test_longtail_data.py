@@ -16,7 +16,7 @@ from tde_trainer.errors import UserError
 from tde_trainer.schema import DataConfig
 from torch.nn.functional import interpolate
 from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.io import write_jpeg, write_png
+from torchvision.transforms.v2.functional import to_pil_image
 from trainer_tools import cifar_files, cifar_labels, image_tree, marks, published_selection
 
 TRAIN, TEST = 20, 6  # images of every class in the files made here
@@ -162,7 +162,7 @@ class TestResampling:
     def test_files_of_any_size_become_what_was_asked_for(self, size: tuple[int, int], tmp_path: Path) -> None:
         image_tree(tmp_path, {"train": [2, 1], "test": [2, 2]}, size)
         image = torch.randint(256, (3, *size), dtype=torch.uint8)
-        write_png(image, str(tmp_path / "train/class01/0002.png"))
+        to_pil_image(image).save(tmp_path / "train/class01/0002.png")
         config = DataConfig("folder_lt", str(tmp_path), image_size=8, val_per_class=1)
         wanted = interpolate(image[None].float(), (8, 8), mode="bilinear", antialias=True)
         assert (load(config).train.images[2:] - wanted).abs().max() <= 1
@@ -177,7 +177,7 @@ class TestResampling:
     def test_what_has_the_size_is_left_alone(self, tmp_path: Path) -> None:
         image_tree(tmp_path, {"train": [1, 1], "test": [2, 2]})
         image = torch.randint(256, (3, 8, 8), dtype=torch.uint8)
-        write_png(image, str(tmp_path / "train/class01/0001.png"))
+        to_pil_image(image).save(tmp_path / "train/class01/0001.png")
         data = load(DataConfig("folder_lt", str(tmp_path), image_size=8, val_per_class=1))
         assert torch.equal(data.train.images[1], image)
 
@@ -199,8 +199,8 @@ class TestFolder:
         config = DataConfig("folder_lt", str(tmp_path), image_size=8, val_per_class=1)
         image_tree(tmp_path, {"train": [2, 2], "test": [2, 2]}, suffix="jpg")
         grey = torch.full((1, 8, 8), 200, dtype=torch.uint8)
-        write_jpeg(grey, str(tmp_path / "train/class00/0000.jpg"))
-        write_png(grey, str(tmp_path / "train/class00/0001.png"))
+        to_pil_image(grey).save(tmp_path / "train/class00/0000.jpg")
+        to_pil_image(grey).save(tmp_path / "train/class00/0001.png")
         images = load(config).train.images.int()
         assert images.shape == (5, 3, 8, 8) and (images[:3:2] - 200).abs().max() <= 2
         assert (images[3:, 0] - 1).abs().max() <= 3  # class 1, as far as a JPEG keeps it

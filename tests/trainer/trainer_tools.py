@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10
-from torchvision.io import write_jpeg, write_png
+from torchvision.transforms.v2.functional import to_pil_image
 from typer.testing import Result
 
 TINY = ["train.epochs=2", "model.width=4", "model.features=8", "data.val_per_class=5", "head.alpha_steps=7"]
@@ -37,13 +37,12 @@ def image_tree(
     root: Path, splits: dict[str, Sequence[int]], size: tuple[int, int] = (8, 8), suffix: str = "png"
 ) -> Path:
     """An ImageFolder tree of `marked` images, ``splits[name][c]`` of them in the folder of class c."""
-    write = {"png": write_png, "jpg": write_jpeg}[suffix]
     for split, counts in splits.items():
         labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         for place, image in enumerate(marked(labels, size)):
             file = root / split / f"class{labels[place]:02}" / f"{place:04}.{suffix}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            write(image, str(file))
+            to_pil_image(image).save(file)
     return root
 
 
