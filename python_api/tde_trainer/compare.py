@@ -70,18 +70,22 @@ def compare(paths: Sequence[Path], published: PublishedTable) -> list[Row]:
     Raises:
         UserError: a run is of data that the table has no figures of.
     """
-    return [row for path in paths for row in _rows(path, published)]
+    summaries = {path: load_summary(path) for path in paths}
+    for path, summary in summaries.items():
+        data = summary["config"]["data"]["name"]
+        if data not in published.data():
+            raise UserError(f"{path} is of {data}; the table is of {', '.join(published.data())}")
+    return [row for summary in summaries.values() for row in rows_of(summary, published)]
 
 
-def _rows(path: Path, published: PublishedTable) -> Iterator[Row]:
-    summary = load_summary(path)
+def rows_of(summary: dict[str, Any], published: PublishedTable) -> list[Row]:
+    """The rows of one run's summary."""
     config = config_from(summary["config"])
     data, ratio = config.data.name, config.data.ratio
-    if data not in published.data():
-        raise UserError(f"{path} is of {data}; the table is of {', '.join(published.data())}")
-    for row in summary["rows"]:
-        figures = published.figures(data, ratio, row["name"])
-        yield Row(data, ratio, row["name"], row["overall"], figures, made_from(config))
+    return [
+        Row(data, ratio, row["name"], row["overall"], published.figures(data, ratio, row["name"]), made_from(config))
+        for row in summary["rows"]
+    ]
 
 
 def comparison_tables(rows: Sequence[Row]) -> Iterator[tuple[str, Table]]:

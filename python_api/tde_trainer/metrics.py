@@ -23,6 +23,11 @@ def per_class_accuracy(predicted: Tensor, target: Tensor, num_classes: int) -> T
     return confusion.diagonal() / confusion.sum(1)
 
 
+def group_masks(class_counts: Tensor) -> dict[str, Tensor]:
+    """The classes of each group in `GROUPS`, ``[C]`` bool, by training images ``class_counts [C]``."""
+    return {**shot_masks(class_counts), "overall": torch.ones_like(class_counts, dtype=torch.bool)}
+
+
 def group_accuracy(per_class: Tensor, class_counts: Tensor) -> dict[str, float]:
     """Mean over the classes of each group in `GROUPS`; NaN for an empty group.
 
@@ -32,5 +37,4 @@ def group_accuracy(per_class: Tensor, class_counts: Tensor) -> dict[str, float]:
         per_class: ``[C]`` accuracies.
         class_counts: ``[C]`` training images per class.
     """
-    groups = {**shot_masks(class_counts), "overall": torch.ones_like(class_counts, dtype=torch.bool)}
-    return {name: per_class[mask].nanmean().item() for name, mask in groups.items()}
+    return {name: per_class[mask].nanmean().item() for name, mask in group_masks(class_counts).items()}

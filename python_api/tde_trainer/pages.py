@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tde_trainer.compare import compare, load_summary, made_from
+from tde_trainer.compare import load_summary, made_from, rows_of
 from tde_trainer.config import config_from
 from tde_trainer.errors import UserError
 from tde_trainer.files import write_atomic
@@ -36,8 +36,7 @@ def _entry(file: Path, folder: Path) -> dict[str, Any]:
     summary, remark = load_summary(file), file.with_suffix(".md")
     config = config_from(summary["config"])
     images = {f"images/{file.stem}_{figure}.png": caption for figure, caption in CAPTIONS.items()}
-    published = published_table(3)
-    rows = compare([file], published) if config.data.name in published.data() else []
+    rows = rows_of(summary, published_table(3))
     return {
         **summary,
         "name": file.stem,

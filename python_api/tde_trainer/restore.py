@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,12 +16,12 @@ from tde_kernels import FusedTDEHead
 from tde_trainer import checkpoint, results
 from tde_trainer.config import config_from
 from tde_trainer.data import DATASETS
-from tde_trainer.data.longtail import shot_masks
 from tde_trainer.device import make_accelerator
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import Features, accuracy, alpha_grid, extract, sweep
 from tde_trainer.files import dumps, write_atomic
-from tde_trainer.metrics import GROUPS
+from tde_trainer.methods import METHODS
+from tde_trainer.metrics import GROUPS, group_masks
 from tde_trainer.network import Network, build_network
 from tde_trainer.results import Result
 from tde_trainer.schema import Config, HeadConfig
@@ -51,7 +50,7 @@ def parse_alpha(text: str | None) -> float | None:
 def evaluate_runs(path: Path, alpha: float | None) -> dict[str, Any]:
     """Test accuracy of every finished cell under ``path``, summarized; ``alpha`` replaces the chosen one."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for result, network, features, counts in _restored(path, "test"):
+    for result, network, features, counts in _restored(results.finished_cells(path), "test"):
         chosen = result.values["alpha"] and {"value": result.values["alpha"]["value"] if alpha is None else alpha}
         measured = {
             "without_tde": accuracy(network.head, features["test"], counts, alpha=0.0),
@@ -69,9 +68,7 @@ def sweep_run(path: Path, maximum: float | None, steps: int | None) -> tuple[Pat
     """
     cells: dict[str, list[dict[str, dict[str, list[float]]]]] = {}
     alphas: list[float] = []
-    for result, network, features, counts in _restored(path, "val", "test"):
-        if not network.method.has_tde:
-            continue
+    for result, network, features, counts in _restored(_with_tde(path), "val", "test"):
         alphas = alpha_grid(_grid(config_from(result.values["config"]).head, maximum, steps))
         curves = {name: sweep(network.head, data, counts, alphas) for name, data in features.items()}
         cells.setdefault(result.method, []).append(curves)
@@ -93,16 +90,19 @@ def exact_curves(path: Path) -> dict[str, dict[str, tuple[NDArray[Any], NDArray[
     the recipe's ``alpha_max``, and the accuracies from there on.
     """
     curves: dict[str, dict[str, tuple[NDArray[Any], NDArray[Any]]]] = {}
-    for result, network, features, counts in _restored(path, "test"):
-        if network.method.has_tde and result.method not in curves:
-            maximum = config_from(result.values["config"]).head.alpha_max
-            masks = {**shot_masks(counts), "overall": torch.ones_like(counts, dtype=torch.bool)}
-            curves[result.method] = {
-                group: _steps(network.head, features["test"], mask, maximum)
-                for group, mask in masks.items()
-                if mask.any()
-            }
+    first_seeds = {result.method: result for result in reversed(_with_tde(path))}
+    for result, network, features, counts in _restored(first_seeds.values(), "test"):
+        maximum = config_from(result.values["config"]).head.alpha_max
+        curves[result.method] = {
+            group: _steps(network.head, features["test"], mask, maximum)
+            for group, mask in group_masks(counts).items()
+            if mask.any()
+        }
     return curves
+
+
+def _with_tde(path: Path) -> list[Result]:
+    return [result for result in results.finished_cells(path) if METHODS[result.method].has_tde]
 
 
 def _steps(head: FusedTDEHead, data: Features, classes: Tensor, maximum: float) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -129,9 +129,9 @@ def _mean_curve(curves: list[dict[str, dict[str, list[float]]]], split: str) -> 
     }
 
 
-def _restored(path: Path, *splits: str) -> Iterator[tuple[Result, Network, dict[str, Features], Tensor]]:
-    """Each finished cell with its network, the features of the splits, and the class counts."""
-    for result in results.finished_cells(path):
+def _restored(cells: Iterable[Result], *splits: str) -> Iterator[tuple[Result, Network, dict[str, Features], Tensor]]:
+    """Each of the finished cells with its network, the features of the splits, and the class counts."""
+    for result in cells:
         config: Config = config_from(result.values["config"])
         accelerator = make_accelerator(config.precision)
         data = DATASETS[config.data.name](config.data, result.values["seed"])

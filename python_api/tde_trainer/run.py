@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shlex
 import shutil
@@ -92,11 +93,9 @@ def _train(cell: Cell, config: Config, accelerator: Accelerator, reporter: Repor
     if accelerator.is_main_process:
         write_atomic(cell.directory / results.FILE, dumps({**described, **measured}, indent=1) + "\n")
     shown = measured["accuracy"]["with_tde"] or measured["accuracy"]["without_tde"]
+    few = "" if math.isnan(shown["few"]) else f", few {100 * shown['few']:.1f}"
     alpha = f", alpha {measured['alpha']['value']:g}" if measured["alpha"] else ""
-    reporter.line(
-        f"{cell.name}: overall {100 * shown['overall']:.1f}, few {100 * shown['few']:.1f}{alpha}"
-        f" ({measured['wall_time_s']:.1f} s)"
-    )
+    reporter.line(f"{cell.name}: overall {100 * shown['overall']:.1f}{few}{alpha} ({measured['wall_time_s']:.1f} s)")
 
 
 def _open(run: Path, config: Config, command: Sequence[str]) -> None:

@@ -78,7 +78,7 @@ class TrainConfig:
     decay: str = "cosine"  # or "steps"
     milestones: list[float] = field(default_factory=lambda: [0.6, 0.8])  # shares of the epochs at which lr steps down
     step_factor: float = _bounded(0.01, 0, 1)
-    compile: bool = False  # the backbone, by torch.compile: a minute to begin with, a third faster on a CPU
+    compile: bool = False  # the backbone, by torch.compile
     threads: int = _bounded(0, 0)  # CPU threads; 0: as many as torch takes
 
 

@@ -70,14 +70,12 @@ def momentum(
       tde study momentum digits_lt resume=true      [dim]# go on after an interruption[/dim]
     """
     console = Console()
-    config = load_config(recipe, overrides or [])
-    if not (overrides and any(item.startswith("out=") for item in overrides)):
-        config.out += "_momentum"
+    config = load_config(recipe, [f"out=runs/{Path(recipe).stem}_momentum", *(overrides or [])])
     given = [f"--mu={one:g}" for one in mu or []] + ["--fixed-lr"] * fixed_lr
     command = ["tde", "study", "momentum", recipe, *(overrides or []), *given]
     mus = sorted(set(mu or MUS))
     train_all(config, mus, command, console, fixed_lr=fixed_lr)
     out, trained = Path(config.out), collect(config, mus)
-    summary = momentum_report.write(trained, config.train.momentum, shlex.join(command), out, page)
+    summary = momentum_report.write(trained, config.train.momentum, shlex.join(command), out, page, fixed_lr=fixed_lr)
     console.print(momentum_report.momentum_table(summary))
     console.print(f"page: {page or out / 'page.md'}", highlight=False, soft_wrap=True)

@@ -24,7 +24,7 @@ CAPTIONS = {
 }
 
 
-def summarize(trained: Sequence[Trained], command: str) -> dict[str, Any]:
+def summarize(trained: Sequence[Trained], command: str, *, fixed_lr: bool) -> dict[str, Any]:
     """All that momentum.json holds: the accuracies by momentum and method, and how they were made."""
     rows = [
         {
@@ -39,7 +39,9 @@ def summarize(trained: Sequence[Trained], command: str) -> dict[str, Any]:
     ]
     made = [how_made(one.run) for one in trained]
     seconds = sum(one["wall_time_s"] for one in made)
-    return {"rows": rows, **made[0], "command": command, "wall_time_s": seconds, "cells": sum(m["cells"] for m in made)}
+    cells = sum(one["cells"] for one in made)
+    whole = {"command": command, "fixed_lr": fixed_lr, "wall_time_s": seconds, "cells": cells}
+    return {"rows": rows, **made[0], **whole}
 
 
 def _lift(cell: dict[str, Any]) -> float | None:
@@ -60,9 +62,11 @@ def momentum_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def write(trained: Sequence[Trained], at: float, command: str, out: Path, page: Path | None) -> dict[str, Any]:
+def write(
+    trained: Sequence[Trained], at: float, command: str, out: Path, page: Path | None, *, fixed_lr: bool
+) -> dict[str, Any]:
     """Write page, figures and momentum.json into ``out``; with ``page`` that too, the others in folders beside it."""
-    summary = summarize(trained, command)
+    summary = summarize(trained, command, fixed_lr=fixed_lr)
     images = draw_all(trained, at)
     places = [(out / "page.md", out, out)]
     if page is not None:
