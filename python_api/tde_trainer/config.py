@@ -16,10 +16,10 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from tde_trainer.data import DATASETS
 from tde_trainer.errors import UserError, unknown
 from tde_trainer.methods import METHODS
-from tde_trainer.models import MODELS
+from tde_trainer.models import builder
 from tde_trainer.schema import Config
 
-CHOICES = {"precision": ("fp32", "bf16"), "data.format": ("torchvision", "folder"), "train.decay": ("cosine", "steps")}
+CHOICES = {"precision": ("fp32", "bf16", "fp16"), "data.format": ("torchvision", "folder"), "train.decay": ("cosine", "steps")}
 # These say where and how to run, not what to compute: a resumed run may change them.
 NOT_PART_OF_A_RUN = ("out", "resume", "overwrite")
 
@@ -128,7 +128,8 @@ def _check(config: Config) -> None:
         if value is not None and not (math.isfinite(value) and low <= value <= high):
             wanted = f"at least {low:g}" if math.isinf(high) else f"in {low:g} .. {high:g}"
             raise UserError(f"{key}={value} is out of range: it must be finite and {wanted}")
-    named = [("data.name", config.data.name, list(DATASETS)), ("model.name", config.model.name, list(MODELS))]
+    builder(config.model.name)
+    named = [("data.name", config.data.name, list(DATASETS))]
     named += [("method", method, list(METHODS)) for method in config.methods]
     flat = flatten(asdict(config))
     named += [(key, flat[key], list(known)) for key, known in CHOICES.items()]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tde_kernels import FusedTDEHead
 from tde_trainer.errors import UserError
 from tde_trainer.methods import METHODS, Batch, Method, Stage
-from tde_trainer.models import MODELS
+from tde_trainer.models import builder
 from tde_trainer.schema import Config
 
 
@@ -38,7 +38,7 @@ def build_network(config: Config, method: str, channels: int, num_classes: int) 
         UserError: the head refuses its options, for example a feature size that the heads do not divide.
     """
     chosen = METHODS[method]
-    module, features = MODELS[config.model.name](chosen.model(config.model), channels)
+    module, features = builder(config.model.name)(chosen.model(config.model), channels)
     try:
         head = chosen.build_head(features, num_classes, config.head, config.loss)
     except ValueError as error:

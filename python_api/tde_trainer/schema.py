@@ -37,6 +37,7 @@ class ModelConfig:
     width: int = _bounded(32, 1)  # of small_conv: channels of the first convolution
     features: int = _bounded(64, 1)  # of small_conv: D, the size of the feature vector
     branches: int = _bounded(1, 1)  # of resnet32: parallel last blocks, each 64 features
+    pretrained: bool = False  # timm: and torchvision: networks start from published weights, which are fetched
 
 
 @dataclass
@@ -79,6 +80,7 @@ class TrainConfig:
     milestones: list[float] = field(default_factory=lambda: [0.6, 0.8])  # shares of the epochs at which lr steps down
     step_factor: float = _bounded(0.01, 0, 1)
     compile: bool = False  # the backbone, by torch.compile
+    channels_last: bool = False  # keep images and the backbone's weights in that memory format
     threads: int = _bounded(0, 0)  # CPU threads; 0: as many as torch takes
 
 

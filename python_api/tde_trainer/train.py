@@ -79,6 +79,8 @@ class Training:
         self, data: LongTailedData, network: Network, optimizer: SGD, config: Config, accelerator: Accelerator
     ):
         loader = DataLoader(data.train, config.train.batch_size, shuffle=True, collate_fn=collated)
+        if config.train.channels_last:
+            network.backbone.to(memory_format=torch.channels_last)
         if config.train.compile:
             network.backbone.compile()
         self.model, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
