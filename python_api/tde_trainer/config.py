@@ -15,11 +15,19 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tde_trainer.data import DATASETS
 from tde_trainer.errors import UserError, unknown
-from tde_trainer.methods import METHODS
+from tde_trainer.methods import METHODS, SecondStage
 from tde_trainer.models import builder
+from tde_trainer.samplers import SAMPLERS
 from tde_trainer.schema import Config
 
-CHOICES = {"precision": ("fp32", "bf16", "fp16"), "data.format": ("torchvision", "folder"), "train.decay": ("cosine", "steps")}
+CHOICES = {
+    "precision": ("fp32", "bf16", "fp16"),
+    "data.format": ("torchvision", "folder"),
+    "train.decay": ("cosine", "steps"),
+    "train.sampler": SAMPLERS,
+}
+# What the user may write for a key of ours: one method, and a word that Python keeps for itself.
+ALIASES = {"method": "methods", "from": "stage_one"}
 # These say where and how to run, not what to compute: a resumed run may change them.
 NOT_PART_OF_A_RUN = ("out", "resume", "overwrite")
 
@@ -69,7 +77,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     if schedule and schedule not in schedules:
         raise unknown("schedule", schedule, map(str, schedules))
     config = config_from(OmegaConf.merge(written, schedules[schedule] if schedule else {}, given))
-    config.out = config.out or f"runs/{Path(recipe).stem}"
+    config.out = config.out or f"runs/{Path(recipe).stem}{'_stage_two' if config.stage_one else ''}"
     return config
 
 
@@ -101,9 +109,14 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
         if not item.partition("=")[0] or "=" not in item:
             raise UserError(f"expected key=value, got {item!r}")
     try:
-        return OmegaConf.from_dotlist(list(overrides))
+        given = OmegaConf.from_dotlist(list(overrides))
     except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"cannot read {' '.join(overrides)}: {_first_line(error)}") from error
+    for alias, key in ALIASES.items():
+        if alias in given:
+            value = given.pop(alias)
+            given[key] = [value] if alias == "method" else value
+    return given
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -139,6 +152,12 @@ def _check(config: Config) -> None:
     for key, values in (("methods", config.methods), ("seeds", config.seeds)):
         if not values or len(set(values)) != len(values):
             raise UserError(f"{key}={values} must be a non-empty list without repeats")
+    for method in config.methods:
+        if isinstance(METHODS[method], SecondStage) != bool(config.stage_one):
+            wanted = (
+                "is a first stage" if config.stage_one else "is a second stage: from=RUN names the run of its first"
+            )
+            raise UserError(f"method {method} {wanted}, got from={config.stage_one or 'nothing'}")
     if not all(0 < share < 1 for share in config.train.milestones):
         raise UserError(f"train.milestones={config.train.milestones} must be shares of the epochs, between 0 and 1")
     if min(config.seeds) < 0:

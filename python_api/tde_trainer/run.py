@@ -22,10 +22,12 @@ from tde_trainer.data import DATASETS
 from tde_trainer.device import cpu_threads, make_accelerator
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
+from tde_trainer.methods import METHODS
 from tde_trainer.network import build_network
 from tde_trainer.progress import Reporter
 from tde_trainer.report import how_made, write_report
 from tde_trainer.schema import Config
+from tde_trainer.stage_one import TrainedStage
 from tde_trainer.train import Cell, train_cell
 
 RECORDED = ("torch", "torchvision", "accelerate", "torchmetrics", "numpy", "scikit-learn")
@@ -63,6 +65,8 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
     data = DATASETS[config.data.name](config.data, config.seeds[0])
     for method in config.methods:
         build_network(config, method, data.channels, data.num_classes)
+    for seed in config.seeds if config.stage_one else []:
+        TrainedStage(config, seed, accelerator)
     if accelerator.is_main_process:
         _open(run, config, command)
     accelerator.wait_for_everyone()
@@ -70,10 +74,14 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
     console.quiet = console.quiet or not accelerator.is_main_process
     counts = data.class_counts.tolist()
     console.print(f"{config.data.name}: {sum(counts)} training images, per class {counts}", highlight=False)
-    with cpu_threads(config.train.threads), Reporter(console, len(cells) * config.train.epochs) as reporter:
+    epochs = {method: METHODS[method].schedule(config).epochs for method in config.methods}
+    with (
+        cpu_threads(config.train.threads),
+        Reporter(console, sum(epochs.values()) * len(config.seeds)) as reporter,
+    ):
         for cell in cells:
             if (cell.directory / results.FILE).exists():
-                reporter.start_cell(cell.name, config.train.epochs)
+                reporter.start_cell(cell.name, epochs[cell.method])
                 reporter.line(f"{cell.name}: already finished")
                 continue
             _train(cell, config, accelerator, reporter)

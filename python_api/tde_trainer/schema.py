@@ -64,6 +64,8 @@ class LossConfig:
     ldam_scale: float = _bounded(30.0, 0)
     drw_from: float = _bounded(0.8, 0, 1)  # share of the epochs after which DRW weights classes
     logit_adjustment: float = _bounded(1.0, 0)
+    centroid_weight: float = _bounded(0.01, 0)  # of oltr's margin loss
+    centroid_margin: float = _bounded(5.0, 0)  # between the distances to a sample's own centroid and to the others
 
 
 @dataclass
@@ -81,7 +83,16 @@ class TrainConfig:
     step_factor: float = _bounded(0.01, 0, 1)
     compile: bool = False  # the backbone, by torch.compile
     channels_last: bool = False  # keep images and the backbone's weights in that memory format
+    sampler: str = "instance"  # what is drawn as often: images; or "class_aware", "square_root", "progressive"
     threads: int = _bounded(0, 0)  # CPU threads; 0: as many as torch takes
+
+
+@dataclass
+class StageTwoConfig:
+    """How methods of a second stage are trained, where that differs from `TrainConfig`."""
+
+    epochs: int | None = field(default=None, metadata={"low": 1, "high": math.inf})  # None: the method's own
+    lr: float = _bounded(0.2, 0)
 
 
 @dataclass
@@ -95,6 +106,8 @@ class Config:
     head: HeadConfig = field(default_factory=HeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    stage_two: StageTwoConfig = field(default_factory=StageTwoConfig)
+    stage_one: str = ""  # `from=RUN`: the run whose networks a second stage begins with
     schedule: str = ""  # one of the recipe's `schedules`, which set some of the above
     precision: str = "fp32"
     out: str = ""  # run directory; empty: runs/<recipe>

@@ -27,7 +27,9 @@ from tde_trainer.evaluate import evaluate, extract
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.methods import Stage
 from tde_trainer.network import Network, build_network
+from tde_trainer.samplers import ClassSampler
 from tde_trainer.schema import Config, TrainConfig
+from tde_trainer.stage_one import begin_second_stage
 
 METRICS = "metrics.jsonl"
 SEED_STRIDE = 1_000_003  # more than any number of epochs: no two seeds share an epoch's random numbers
@@ -76,28 +78,43 @@ class Training:
     """A network, its optimizer and its data, on the accelerator's device and ranks."""
 
     def __init__(
-        self, data: LongTailedData, network: Network, optimizer: SGD, config: Config, accelerator: Accelerator
+        self,
+        data: LongTailedData,
+        network: Network,
+        optimizer: SGD,
+        config: Config,
+        accelerator: Accelerator,
+        seed: int,
     ):
-        loader = DataLoader(data.train, config.train.batch_size, shuffle=True, collate_fn=collated)
-        if config.train.channels_last:
+        self.settings = settings = network.method.schedule(config)
+        self.sampler = None
+        if settings.sampler != "instance":
+            self.sampler = ClassSampler(settings.sampler, data.train.labels, seed, settings.epochs)
+        loader = DataLoader(
+            data.train, settings.batch_size, shuffle=not self.sampler, sampler=self.sampler, collate_fn=collated
+        )
+        if settings.channels_last:
             network.backbone.to(memory_format=torch.channels_last)
-        if config.train.compile:
+        if settings.compile:
             network.backbone.compile()
         self.model, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
-        self.data, self.config, self.accelerator = data, config, accelerator
+        self.data, self.config, self.accelerator, self.seed = data, config, accelerator, seed
         self.method = network.method
         self.class_counts = data.class_counts.to(accelerator.device)
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training images: its loss, last learning rate and speed."""
-        settings, accelerator = self.config.train, self.accelerator
+        settings, accelerator = self.settings, self.accelerator
+        seed_epoch(self.seed, epoch, self.loader)
+        if self.sampler is not None:
+            self.sampler.set_epoch(epoch)
         stage = Stage(self.class_counts, epoch / settings.epochs, self.config.loss)
         self.model.train()
         began, losses, seen, rate = time.perf_counter(), [], 0, 0.0
         for step, (images, target) in enumerate(self.loader):
             rate = learning_rate(epoch * len(self.loader) + step, len(self.loader), settings)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["lr_factor"]
             augmented = self.data.pipeline(images, training=True)
             batch = self.method.compose(augmented, target, stage, partial(self._draw, len(target)))
             self.optimizer.zero_grad()
@@ -141,24 +158,33 @@ def train_cell(
     set_seed(cell.seed * SEED_STRIDE)
     data = DATASETS[config.data.name](config.data, cell.seed)
     network = build_network(config, cell.method, data.channels, data.num_classes)
-    settings = config.train
-    optimizer = SGD(network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    settings = network.method.schedule(config)
+    optimizer = SGD(
+        network.parameter_groups(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
     progress, rows = Progress(cell.seed), []
     if (cell.directory / checkpoint.FILE).exists():
         progress = checkpoint.load(cell.directory, network, optimizer)
         rows = _rows(cell.directory / METRICS, progress.epochs_done)
     started(progress.epochs_done)
+    # A second stage without training follows from the first in one go.
+    begun = {} if progress.epochs_done else begin_second_stage(network, config, cell.seed, accelerator)
 
-    training = Training(data, network, optimizer, config, accelerator)
+    training = Training(data, network, optimizer, config, accelerator, cell.seed)
     began = time.perf_counter() - progress.seconds
-    for epoch in range(progress.epochs_done, settings.epochs):
-        seed_epoch(cell.seed, epoch, training.loader)
-        rows.append({"epoch": epoch + 1, **training.epoch(epoch)})
-        progress = Progress(cell.seed, epoch + 1, time.perf_counter() - began)
+
+    def save() -> None:
         if accelerator.is_main_process:
             # Metrics first: lines without a checkpoint are dropped on resumption, the reverse would be a gap.
             write_atomic(cell.directory / METRICS, "".join(dumps(row) + "\n" for row in rows))
             checkpoint.save(cell.directory, accelerator.unwrap_model(training.model), training.optimizer, progress)
+
+    if not settings.epochs:
+        save()
+    for epoch in range(progress.epochs_done, settings.epochs):
+        rows.append({"epoch": epoch + 1, **training.epoch(epoch)})
+        progress = Progress(cell.seed, epoch + 1, time.perf_counter() - began)
+        save()
         epoch_done(rows[-1])
     val, test = (
         extract(training.model, split, data.pipeline, settings.batch_size, accelerator)
@@ -170,6 +196,7 @@ def train_cell(
         "class_names": list(data.class_names),
         "class_counts": data.class_counts.tolist(),
         **results,
+        "stage_two": begun,
         "epochs": progress.epochs_done,
         "wall_time_s": time.perf_counter() - began,
         "device": describe(accelerator),

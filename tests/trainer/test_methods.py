@@ -17,7 +17,7 @@ from tde_trainer.methods.class_balanced import effective_weight
 from tde_trainer.network import build_network
 from tde_trainer.schema import HeadConfig, LossConfig, ModelConfig
 from tde_trainer.train import Training
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim import SGD
 from trainer_tools import NORMALISED, TINY
@@ -113,7 +113,7 @@ PLAIN: dict[str, tuple[Stage, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
 
 
 def loss_of(name: str, head: FusedTDEHead, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
-    return METHODS[name].loss(head, x, Batch(x, y), stage).double()
+    return METHODS[name].loss(nn.Identity(), head, x, Batch(x, y), stage).double()
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ class TestLosses:
         head = head_of(METHODS[name])
         second = {"target_b": y.flip(0), "lam": torch.tensor(0.25)} if name in ("mixup", "bbn") else {}
         features = torch.cat([x, x]) if name == "bbn" else x
-        METHODS[name].loss(head.train(), features, Batch(features, y, **second), stage_at(0.5))
+        METHODS[name].loss(nn.Identity(), head.train(), features, Batch(features, y, **second), stage_at(0.5))
         assert head.num_updates == 1
 
     @pytest.mark.parametrize("exponent", [0.0, 0.5, 5.0])
@@ -193,7 +193,7 @@ class TestLosses:
     def test_a_class_without_training_images_does_no_harm(self, x: Tensor) -> None:
         stage = Stage(torch.tensor([500, 100, 20, 5, 0]), 0.9, LossConfig())
         for name in set(METHODS) - {"mixup", "bbn"}:
-            loss = METHODS[name].loss(head_of(METHODS[name]), x, Batch(x, torch.arange(B) % 4), stage)
+            loss = METHODS[name].loss(nn.Identity(), head_of(METHODS[name]), x, Batch(x, torch.arange(B) % 4), stage)
             assert loss.isfinite(), name
 
     def test_only_normalised_methods_have_tde(self) -> None:
@@ -237,7 +237,7 @@ class TestMixup:
     def test_the_loss_is_that_of_both_targets(self, x: Tensor, y: Tensor) -> None:
         head, lam, other = head_of(METHODS["mixup"]), 0.3, y.roll(3)
         logits = linear(x, head.weight.detach())
-        loss = METHODS["mixup"].loss(head, x, Batch(x, y, other, torch.tensor(lam)), stage_at())
+        loss = METHODS["mixup"].loss(nn.Identity(), head, x, Batch(x, y, other, torch.tensor(lam)), stage_at())
         assert_close(loss, (lam * cross_entropy(logits, y) + (1 - lam) * cross_entropy(logits, other)).mean())
 
 
@@ -272,7 +272,9 @@ class TestBBN:
         head, share = head_of(METHODS["bbn"]), 1 - done**2
         reversed_x, reversed_y = torch.randn(B, D), y.roll(2)
         both = torch.cat([x, reversed_x])
-        loss = METHODS["bbn"].loss(head, both, Batch(both, y, reversed_y, torch.tensor(share)), stage_at(done))
+        loss = METHODS["bbn"].loss(
+            nn.Identity(), head, both, Batch(both, y, reversed_y, torch.tensor(share)), stage_at(done)
+        )
         features = 2 * torch.cat([share * x[:, : D // 2], (1 - share) * reversed_x[:, D // 2 :]], 1).double()
         logits = linear(features, head.weight.detach())
         wanted = share * cross_entropy(logits, y) + (1 - share) * cross_entropy(logits, reversed_y)
@@ -299,7 +301,7 @@ class TestDraw:
         data = LongTailedData(split, split, split, tuple("abcde"), Pipeline([0.0] * 2, [1 / 255] * 2))
         config = load_config("digits_lt", TINY)
         network = build_network(config, "bbn", data.channels, data.num_classes)
-        return Training(data, network, SGD(network.parameters(), 0.1), config, make_accelerator("fp32"))
+        return Training(data, network, SGD(network.parameter_groups(), 0.1), config, make_accelerator("fp32"), 0)
 
     def drawn(self, training: Training, count: int, power: float) -> tuple[Tensor, Tensor]:
         images, target = training._draw(count, power)
@@ -337,7 +339,7 @@ def test_an_epoch_knows_what_share_of_them_is_over(monkeypatch: pytest.MonkeyPat
     config = load_config("digits_lt", [*TINY, "train.epochs=4"])
     data = DATASETS["digits_lt"](config.data, 0)
     network = build_network(config, "linear", data.channels, data.num_classes)
-    training = Training(data, network, SGD(network.parameters(), 0.1), config, make_accelerator("fp32"))
+    training = Training(data, network, SGD(network.parameter_groups(), 0.1), config, make_accelerator("fp32"), 0)
     seen: list[Stage] = []
 
     def compose(method: Method, images: Tensor, target: Tensor, stage: Stage, draw: Any) -> Batch:

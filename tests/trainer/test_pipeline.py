@@ -12,7 +12,7 @@ from tde_trainer.data import DATASETS, Pipeline
 from tde_trainer.device import make_accelerator
 from tde_trainer.evaluate import extract
 from tde_trainer.network import build_network
-from tde_trainer.train import Training, seed_epoch
+from tde_trainer.train import Training
 from torch import Tensor
 from torch.optim import SGD
 from trainer_tools import TINY
@@ -144,11 +144,12 @@ def test_training_augments_and_evaluation_does_not() -> None:
     data = DATASETS["digits_lt"](config.data, 0)
     spy = Spy(data.pipeline.mean, data.pipeline.std, data.pipeline.padding)
     network = build_network(config, "linear", data.channels, data.num_classes)
-    training = Training(replace(data, pipeline=spy), network, SGD(network.parameters(), 0.1), config, accelerator)
+    training = Training(
+        replace(data, pipeline=spy), network, SGD(network.parameter_groups(), 0.1), config, accelerator, 0
+    )
     epochs = []
     for epoch in (0, 1, 0):
         spy.calls.clear()
-        seed_epoch(0, epoch, training.loader)
         training.epoch(epoch)
         assert all(augmented for augmented, _ in spy.calls)
         epochs.append(torch.cat([seen for _, seen in spy.calls]))

@@ -5,12 +5,16 @@ from __future__ import annotations
 from tde_trainer.methods.base import Batch, Draw, Method, Stage
 from tde_trainer.methods.bbn import BBN
 from tde_trainer.methods.class_balanced import ClassBalanced
+from tde_trainer.methods.decouple import ClassifierRetraining, Joint, LearnableWeightScaling, TauNorm
 from tde_trainer.methods.focal import Focal
 from tde_trainer.methods.ldam import LDAM
 from tde_trainer.methods.linear import Linear
 from tde_trainer.methods.mixup import Mixup
+from tde_trainer.methods.ncm import NearestClassMean
 from tde_trainer.methods.normalised import Normalised
+from tde_trainer.methods.oltr import OLTR, FineTunedOLTR
 from tde_trainer.methods.priors import BalancedSoftmax, LogitAdjustment
+from tde_trainer.methods.two_stage import SecondStage, StageOne
 
 METHODS: dict[str, Method] = {
     "linear": Linear(),
@@ -25,6 +29,13 @@ METHODS: dict[str, Method] = {
     "cosine": Normalised("cosine"),
     "capsule": Normalised("capsule"),
     "deconfound": Normalised("deconfound"),
+    "joint": Joint(),
+    "ncm": NearestClassMean(),
+    "crt": ClassifierRetraining(),
+    "tau_norm": TauNorm(),
+    "lws": LearnableWeightScaling(),
+    "oltr": FineTunedOLTR(),
+    "decouple_oltr": OLTR(),
 }
 
-__all__ = ["METHODS", "Batch", "Draw", "Method", "Stage"]
+__all__ = ["METHODS", "Batch", "Draw", "Method", "SecondStage", "Stage", "StageOne"]

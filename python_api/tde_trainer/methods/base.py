@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tde_kernels import FusedTDEHead
-from tde_trainer.schema import HeadConfig, LossConfig, ModelConfig
+from tde_trainer.models import Backbone
+from tde_trainer.schema import Config, HeadConfig, LossConfig, ModelConfig, TrainConfig
 
 
 class Stage(NamedTuple):
@@ -43,9 +44,21 @@ class Method(ABC):
     def build_head(self, in_features: int, num_classes: int, head: HeadConfig, loss: LossConfig) -> FusedTDEHead:
         """The classifier, untrained."""
 
+    def build_neck(self, in_features: int, num_classes: int) -> Backbone:
+        """What lies between backbone and classifier: from features ``[B, in_features]`` to others, and their number."""
+        return Backbone(nn.Identity(), in_features)
+
     def model(self, config: ModelConfig) -> ModelConfig:
         """The backbone that it needs, given the one asked for."""
         return config
+
+    def schedule(self, config: Config) -> TrainConfig:
+        """How it is trained, given what the recipe says."""
+        return config.train
+
+    def parameter_groups(self, backbone: nn.Module, neck: nn.Module, head: FusedTDEHead) -> list[dict[str, Any]]:
+        """What is trained, in groups for the optimizer; ``lr_factor`` of a group multiplies the learning rate."""
+        return [{"params": [*backbone.parameters(), *neck.parameters(), *head.parameters()], "lr_factor": 1.0}]
 
     def compose(self, images: Tensor, target: Tensor, stage: Stage, draw: Draw) -> Batch:
         """The batch to train with, from augmented ``images [B, ...]`` and their ``target [B]``."""
@@ -59,7 +72,7 @@ class Method(ABC):
         """The features that are classified in training, from those of the backbone."""
         return features
 
-    def loss(self, head: FusedTDEHead, features: Tensor, batch: Batch, stage: Stage) -> Tensor:
+    def loss(self, neck: nn.Module, head: FusedTDEHead, features: Tensor, batch: Batch, stage: Stage) -> Tensor:
         """Training loss, a scalar; the head's EMA takes in the batch."""
         two = {} if batch.target_b is None else {"target_b": batch.target_b, "lam": batch.lam}
-        return head.loss(self.mixed(features, stage), batch.target, **two, **self.options(stage))
+        return head.loss(neck(self.mixed(features, stage)), batch.target, **two, **self.options(stage))
