@@ -20,7 +20,7 @@ from tde_trainer.train import Training
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim import SGD
-from trainer_tools import NORMALISED, TINY
+from trainer_tools import FIRST_STAGE, NORMALISED, TINY
 
 from tde_kernels import FusedTDEHead
 
@@ -141,9 +141,9 @@ class TestLosses:
         assert_close(loss_of(name, head, x, y, stage), formula(x, head.weight.detach(), y))
 
     def test_every_method_has_a_formula_here(self) -> None:
-        assert {*PLAIN, "ldam_drw", "mixup", "bbn"} == set(METHODS)
+        assert {*PLAIN, "ldam_drw", "mixup", "bbn"} == set(FIRST_STAGE)
 
-    @pytest.mark.parametrize("name", list(METHODS))
+    @pytest.mark.parametrize("name", FIRST_STAGE)
     def test_the_moving_average_takes_the_batch_in_once(self, name: str, x: Tensor, y: Tensor) -> None:
         head = head_of(METHODS[name])
         second = {"target_b": y.flip(0), "lam": torch.tensor(0.25)} if name in ("mixup", "bbn") else {}
@@ -192,7 +192,7 @@ class TestLosses:
 
     def test_a_class_without_training_images_does_no_harm(self, x: Tensor) -> None:
         stage = Stage(torch.tensor([500, 100, 20, 5, 0]), 0.9, LossConfig())
-        for name in set(METHODS) - {"mixup", "bbn"}:
+        for name in set(FIRST_STAGE) - {"mixup", "bbn"}:
             loss = METHODS[name].loss(nn.Identity(), head_of(METHODS[name]), x, Batch(x, torch.arange(B) % 4), stage)
             assert loss.isfinite(), name
 
@@ -200,7 +200,7 @@ class TestLosses:
         assert {name for name, method in METHODS.items() if method.has_tde} == NORMALISED
 
     def test_methods_are_read_without_what_they_were_trained_with(self, x: Tensor) -> None:
-        for name in set(METHODS) - NORMALISED:
+        for name in set(FIRST_STAGE) - NORMALISED:
             head = head_of(METHODS[name]).eval()
             w = head.weight.detach()
             wanted = 30 * cosine(x, w) if name.startswith("ldam") else linear(x, w)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tde_trainer.methods import METHODS
-from trainer_tools import NORMALISED, Tde, image_tree
+from trainer_tools import FIRST_STAGE, NORMALISED, Tde, image_tree
 
 SMALL = (
     "data.format=folder",
@@ -39,11 +38,11 @@ def run(tree: Path, tde: Tde, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(tree: Path, run: Path) -> list[str]:
-    methods = f"methods=[{','.join(METHODS)}]"
+    methods = f"methods=[{','.join(FIRST_STAGE)}]"
     return ["train", "cifar10_lt", *SMALL, methods, f"data.root={tree}", f"out={run}"]
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", FIRST_STAGE)
 def test_it_trains_two_epochs(name: str, run: Path) -> None:
     cell: dict[str, Any] = json.loads((run / name / "seed0/results.json").read_text())
     assert (cell["method"], cell["epochs"], cell["config"]["data"]["n_max"]) == (name, 2, 20)
@@ -56,7 +55,7 @@ def test_it_trains_two_epochs(name: str, run: Path) -> None:
 
 def test_all_are_in_the_summary_the_normalised_ones_in_both_modes(run: Path) -> None:
     names = [row["name"] for row in json.loads((run / "results.json").read_text())["rows"]]
-    assert names == [name + mode for name in METHODS for mode in ("", " + TDE") if not mode or name in NORMALISED]
+    assert names == [name + mode for name in FIRST_STAGE for mode in ("", " + TDE") if not mode or name in NORMALISED]
 
 
 def test_eval_repeats_the_accuracy_of_every_method(run: Path, tde: Tde) -> None:
@@ -84,7 +83,7 @@ def test_another_recipe_is_refused_on_resumption(tree: Path, run: Path, tde: Tde
 
 def test_the_same_recipe_goes_on(tree: Path, run: Path, tde: Tde) -> None:
     result = tde(*command(tree, run), "resume=true")
-    assert result.exit_code == 0 and result.output.count("already finished") == len(METHODS)
+    assert result.exit_code == 0 and result.output.count("already finished") == len(FIRST_STAGE)
 
 
 def test_a_tree_that_is_long_tailed_already(tmp_path: Path, tde: Tde) -> None:

@@ -1,11 +1,14 @@
-"""ResNet-32: its size, its shortcuts, its branches."""
+"""ResNet-32: its size, its shortcuts, its branches; networks of collections without their classifier."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 import torch
 from tde_trainer.config import load_config
-from tde_trainer.models import MODELS
+from tde_trainer.errors import UserError
+from tde_trainer.models import MODELS, builder
 from tde_trainer.models.resnet_cifar import BasicBlock, ResNetCifar
 from tde_trainer.network import build_network
 from tde_trainer.schema import ModelConfig
@@ -99,17 +102,77 @@ def test_weights_start_as_kaiming_has_it() -> None:
             assert abs(module.weight.mean().item()) < 5 * (2 / fan_in / module.weight.numel()) ** 0.5
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+OWN = ("resnet32", "small_conv")  # for images of a few pixels; the others are for photographs
+
+
+@pytest.mark.parametrize("name", [*OWN, "resnet10"])
 def test_gradients_reach_every_parameter(name: str) -> None:
-    backbone = MODELS[name](ModelConfig(width=4, features=8), 3)
-    features = backbone.module(torch.randn(4, 3, 8, 8))
+    backbone = builder(name)(ModelConfig(width=4, features=8), 3)
+    size = 8 if name in OWN else 64
+    features = backbone.module(torch.randn(4, 3, size, size))
     (features * torch.randn_like(features)).sum().backward()
     gradients = [parameter.grad for parameter in backbone.module.parameters()]
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", [*OWN, "timm:resnet10t"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_backbone_reads_grey_and_coloured_images(name: str, channels: int) -> None:
-    module, features = MODELS[name](ModelConfig(name), channels)
-    assert module.eval()(torch.randn(2, channels, 8, 8)).shape == (2, features)
+    module, features = builder(name)(ModelConfig(name), channels)
+    assert module.eval()(torch.randn(2, channels, 32, 32)).shape == (2, features)
+
+
+# Parameters as published, with a classifier for 1,000 classes and its bias
+WHOLE = {
+    "resnet18": (11_689_512, 512),
+    "resnet50": (25_557_032, 2048),
+    "resnet101": (44_549_160, 2048),
+    "resnet152": (60_192_808, 2048),
+    "resnext50_32x4d": (25_028_904, 2048),
+    "resnext101_32x4d": (44_177_704, 2048),
+    "torchvision:mobilenet_v3_small": (2_542_856, 1024),
+    "timm:resnet18": (11_689_512, 512),
+}
+
+
+@pytest.mark.parametrize("name", list(WHOLE))
+def test_networks_for_photographs_are_the_published_ones_without_their_classifier(name: str) -> None:
+    with torch.device("meta"):
+        module, features = builder(name)(ModelConfig(name), 3)
+    published, wanted = WHOLE[name]
+    assert features == wanted and parameters(module) == published - 1000 * (features + 1)
+
+
+def test_resnet10_has_a_block_a_stage() -> None:
+    module, features = builder("resnet10")(ModelConfig("resnet10"), 3)
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    assert features == 512 and len([c for c in convolutions if c.kernel_size != (1, 1)]) == 9
+    assert module(torch.randn(2, 3, 48, 48)).shape == (2, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("resnet500", "unknown model.name 'resnet500'; did you mean 'resnet50'?"),
+        ("mymodels:net", "unknown model.name 'mymodels:net'"),
+        ("timm:resnet1", "unknown network of timm 'resnet1'; did you mean 'resnet18'?"),
+        ("torchvision:resnet5", "unknown network of torchvision 'resnet5'; did you mean 'resnet50'?"),
+        ("torchvision:squeezenet1_1", "model.name=torchvision:squeezenet1_1: model must hold an nn.Linear"),
+    ],
+)
+def test_names_that_are_none_and_networks_without_a_linear_classifier(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        builder(name)(ModelConfig(name), 3)
+
+
+@pytest.mark.parametrize("name", ["resnet10", "torchvision:resnet18"])
+def test_networks_for_photographs_refuse_grey_images(name: str) -> None:
+    with pytest.raises(UserError, match=f"model.name={name} is for images of 3 channels, got 1"):
+        builder(name)(ModelConfig(name), 1)
+
+
+def test_the_format_in_memory_changes_no_feature() -> None:
+    module, _ = builder("resnet10")(ModelConfig("resnet10"), 3)
+    images = torch.randn(2, 3, 32, 32)
+    before = module.eval()(images)
+    torch.testing.assert_close(module.to(memory_format=torch.channels_last)(images), before)

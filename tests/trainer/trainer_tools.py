@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tde_trainer.methods import METHODS
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.transforms.v2.functional import to_pil_image
@@ -17,6 +18,8 @@ from typer.testing import Result
 TINY = ["train.epochs=2", "model.width=4", "model.features=8", "data.val_per_class=5", "head.alpha_steps=7"]
 
 NORMALISED = {"cosine", "capsule", "deconfound"}  # the methods that have TDE
+SECOND_STAGE = ("joint", "ncm", "crt", "tau_norm", "lws", "oltr", "decouple_oltr")
+FIRST_STAGE = tuple(name for name in METHODS if name not in SECOND_STAGE)
 
 Tde = Callable[..., Result]
 

@@ -61,7 +61,9 @@ def from_torchvision(name: str, config: ModelConfig, channels: int) -> Backbone:
     if name not in known:
         raise unknown("network of torchvision", name, known)
     _three(f"torchvision:{name}", channels)
-    return beheaded(torchvision.models.get_model(name, weights="DEFAULT" if config.pretrained else None), name)
+    return beheaded(
+        torchvision.models.get_model(name, weights="DEFAULT" if config.pretrained else None), f"torchvision:{name}"
+    )
 
 
 def from_timm(name: str, config: ModelConfig, channels: int) -> Backbone:
@@ -74,7 +76,7 @@ def from_timm(name: str, config: ModelConfig, channels: int) -> Backbone:
 
     if not timm.is_model(name):
         raise unknown("network of timm", name, timm.list_models())
-    return beheaded(timm.create_model(name, pretrained=config.pretrained, in_chans=channels), name)
+    return beheaded(timm.create_model(name, pretrained=config.pretrained, in_chans=channels), f"timm:{name}")
 
 
 def _three(name: str, channels: int) -> None:
