@@ -14,11 +14,13 @@ from tde_trainer import results
 from tde_trainer.compare import compare, comparison_tables
 from tde_trainer.config import load_config, recipe_names, recipe_text
 from tde_trainer.errors import UserError
+from tde_trainer.files import dumps, write_atomic
 from tde_trainer.pages import write_results_page
 from tde_trainer.published import published_table
 from tde_trainer.report import write_report
 from tde_trainer.restore import evaluate_runs, parse_alpha, sweep_run
-from tde_trainer.run import train_run
+from tde_trainer.run import train_run, versions
+from tde_trainer.speed import measure_speed
 from tde_trainer.study.commands import study
 from tde_trainer.table import accuracy_table, alpha_table, lift_lines
 
@@ -167,6 +169,35 @@ def page(
     """
     write_results_page(files, out)
     typer.echo(f"page: {out}")
+
+
+@app.command()
+def speed(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe (`tde recipes`) or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe; dots nest.")
+    ] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each measurement, after two others.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.")] = None,
+) -> None:
+    """Measure training on synthetic images: images a second, and the head's share of a step.
+
+    [bold]Example[/bold]
+
+      tde speed imagenet_lt train.batch_size=512
+    """
+    measured = measure_speed(load_config(recipe, overrides or []), classes, steps)
+    if out is not None:
+        write_atomic(out, dumps({**measured.record(), "versions": versions()}, indent=1) + "\n")
+    typer.echo(
+        f"{measured.method} on {measured.model}, {measured.image_size} x {measured.image_size} synthetic images, "
+        f"batch {measured.batch_size}, {measured.precision}, {measured.num_classes} classes, {measured.device}"
+    )
+    typer.echo(
+        f"{measured.images_per_second:,.1f} images/s; a step {measured.step_ms:,.1f} ms, of which the head "
+        f"{measured.head_ms:.2f} ms ({measured.head_share:.2%})"
+    )
 
 
 @app.command()
