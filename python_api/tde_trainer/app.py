@@ -66,6 +66,8 @@ def train(
 
       tde train digits_lt resume=true      [dim]# go on after an interruption[/dim]
 
+      tde train digits_lt method=crt from=runs/digits_lt      [dim]# a second stage[/dim]
+
       accelerate launch -m tde_trainer train digits_lt
     """
     console = Console()
