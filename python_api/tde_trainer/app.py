@@ -10,8 +10,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 import tde_kernels
-from tde_trainer import results
-from tde_trainer.compare import compare, comparison_tables
+from tde_trainer import beside, results
+from tde_trainer.compare import compare
 from tde_trainer.config import load_config, recipe_names, recipe_text
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
@@ -149,13 +149,11 @@ def table(
       tde table 3 runs/cifar10_lt runs/cifar100_lt
     """
     published, console = published_table(number), Console()
-    rows = compare(runs, published)
-    console.print(
-        f"{published.title}, in %: mean ± sample std over seeds; in brackets ours less theirs", highlight=False
-    )
-    for setting, shown in comparison_tables(rows):
-        console.print(f"\n{setting}", highlight=False)
-        console.print(shown)
+    comparisons = compare(runs, published)
+    console.print(f"{published.title}, in %: mean ± sample std over seeds", highlight=False)
+    for comparison in comparisons:
+        console.print(f"\n{comparison.setting}; {beside.caption(comparison)}", highlight=False)
+        console.print(beside.table(comparison))
 
 
 @app.command()

@@ -1,45 +1,79 @@
-"""Our figures beside the published ones."""
+"""Which of our figures stand beside which of the published ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from tde_trainer import results
-from tde_trainer.config import config_from
+from tde_trainer.config import config_from, flatten
 from tde_trainer.errors import UserError
-from tde_trainer.published import SOURCES, PublishedTable
+from tde_trainer.metrics import GROUPS
+from tde_trainer.published import PublishedTable
 from tde_trainer.report import how_made
-from tde_trainer.schema import Config
-from tde_trainer.table import percent
+from tde_trainer.table import in_words
+
+GRID = "grid.json"  # what `tde grid` leaves: figures of the validation split
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method in one setting, accuracy in 0 .. 1."""
+    """A method under some settings."""
 
-    data: str
-    ratio: float
-    method: str
-    ours: dict[str, Any]  # see `results.mean_and_spread`
-    published: dict[str, float | None]  # in %, by source
-    made_from: str
+    settings: dict[str, Any]  # the config, keys dotted, and ``method``
+    ours: dict[str, dict[str, Any]]  # by group, see `results.mean_and_spread`; in 0 .. 1
+    published: dict[str, dict[str, float]]  # by source and group; in %
+
+    @property
+    def images(self) -> str:
+        """What stands between a figure and the published one."""
+        if self.settings["data.format"] == "torchvision":
+            return "published images"
+        return str(self.settings["data.note"] or "a tree of images, not compared with the published ones")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of the same images, no two alike, and the table that they stand beside."""
+
+    published: PublishedTable
+    rows: list[Row]
+
+    @property
+    def of_value(self) -> bool:
+        """Whether ours are of the published table's data and backbone. Of others only the order compares."""
+        return self.published.where.items() <= self.rows[0].settings.items()
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """What the rows have in common."""
+        first = self.rows[0]
+        keys = ("data.name", "data.ratio", "data.image_size", *self.published.where)
+        return (first.images, *(first.settings[key] for key in keys))
+
+    @property
+    def labels(self) -> set[tuple[str, ...]]:
+        """What tells the rows apart."""
+        return {self.published.label(row.settings) for row in self.rows}
 
     @property
     def setting(self) -> str:
         """For people."""
-        seeds = f"{self.ours['n']} seed{'s' if self.ours['n'] != 1 else ''}"
-        return f"{self.data}, ratio {self.ratio:g}, {seeds}; ours from {self.made_from}"
+        first = self.rows[0].settings
+        ratio = f", ratio {first['data.ratio']:g}" if "data.ratio" in self.published.keys else ""
+        backbone = f", {first['model.name']}" if "model.name" in self.published.where else ""
+        seeds = _either(row.ours["overall"]["n"] for row in self.rows)
+        plural = "" if seeds == "1" else "s"
+        return f"{first['data.name']}{ratio}{backbone}, {seeds} seed{plural}; ours from {self.made_from}"
 
-    def beside(self, source: str) -> str:
-        """Their figure and, in brackets, ours less theirs in points; empty where they give none."""
-        theirs, ours = self.published[source], self.ours["mean"]
-        return "" if theirs is None or ours is None else f"{theirs:.1f} ({100 * ours - theirs:+.1f})"
+    @property
+    def made_from(self) -> str:
+        """Our images, and how long they were trained on."""
+        size = self.rows[0].settings["data.image_size"]
+        epochs = _either(row.settings["train.epochs"] for row in self.rows)
+        return f"{self.rows[0].images}, {size} x {size}, {epochs} epochs"
 
 
 def load_summary(path: Path) -> dict[str, Any]:
@@ -54,47 +88,67 @@ def load_summary(path: Path) -> dict[str, Any]:
     return {**summary, **how_made(path)}
 
 
-def made_from(config: Config) -> str:
-    """Which images, and how long: what stands between a figure and the published one."""
-    if config.data.format == "torchvision":
-        images = "published images"
-    else:
-        images = config.data.note or "a tree of images, not compared with the published ones"
-    size = config.data.image_size
-    return f"{images}, {size} x {size}, {config.train.epochs} epochs"
-
-
-def compare(paths: Sequence[Path], published: PublishedTable) -> list[Row]:
-    """Rows in the order of the runs, each beside what was published of it.
+def load_grid(path: Path) -> dict[str, Any]:
+    """The summary of a grid's directory, or its grid.json.
 
     Raises:
-        UserError: a run is of data that the table has no figures of.
+        UserError: it is neither.
     """
-    summaries = {path: load_summary(path) for path in paths}
-    for path, summary in summaries.items():
-        data = summary["config"]["data"]["name"]
-        if data not in published.data():
-            raise UserError(f"{path} is of {data}; the table is of {', '.join(published.data())}")
-    return [row for summary in summaries.values() for row in rows_of(summary, published)]
+    return results.with_keys(path / GRID if path.is_dir() else path, ("rows", "alphas", "config"))
 
 
 def rows_of(summary: dict[str, Any], published: PublishedTable) -> list[Row]:
-    """The rows of one run's summary."""
-    config = config_from(summary["config"])
-    data, ratio = config.data.name, config.data.ratio
+    """The rows of a summary; those of a grid have settings of their own."""
+    config = flatten(asdict(config_from(summary["config"])))
+    settings = [{**config, **row.get("settings", {}), "method": row["name"]} for row in summary["rows"]]
     return [
-        Row(data, ratio, row["name"], row["overall"], published.figures(data, ratio, row["name"]), made_from(config))
-        for row in summary["rows"]
+        Row(own, {group: row[group] for group in GROUPS}, published.figures(own))
+        for own, row in zip(settings, summary["rows"], strict=True)
     ]
 
 
-def comparison_tables(rows: Sequence[Row]) -> Iterator[tuple[str, Table]]:
-    """For a terminal: each setting in words, and its table."""
-    for setting, members in groupby(rows, lambda row: row.setting):
-        table = Table()
-        table.add_column("method")
-        for column in ("ours", *SOURCES):
-            table.add_column(column, justify="right")
-        for row in members:
-            table.add_row(row.method, percent(row.ours), *map(row.beside, SOURCES))
-        yield setting, table
+def compare(paths: Sequence[Path], published: PublishedTable) -> list[Comparison]:
+    """Rows of several runs in one table where they are of the same images, in the order of the runs.
+
+    Two runs with a row alike, such as trainings of other length, stand in two tables.
+
+    Raises:
+        UserError: the table has no row of a run.
+    """
+    load = {"test": load_summary, "val": load_grid}[published.split]
+    tables: list[Comparison] = []
+    for path in paths:
+        rows = rows_of(load(path), published)
+        if not any(row.published for row in rows):
+            raise _not_in_table(path, rows, published)
+        for new in _by_place(rows, published):
+            fitting = (table for table in tables if table.place == new.place and not table.labels & new.labels)
+            table = next(fitting, None)
+            if table is None:
+                tables.append(new)
+            else:
+                table.rows.extend(new.rows)
+    return tables
+
+
+def _by_place(rows: Sequence[Row], published: PublishedTable) -> Iterable[Comparison]:
+    found: dict[tuple[Any, ...], Comparison] = {}
+    for row in rows:
+        alone = Comparison(published, [row])
+        if row.published or alone.of_value:  # an order is that of rows that both have
+            found.setdefault(alone.place, Comparison(published, [])).rows.append(row)
+    return found.values()
+
+
+def _not_in_table(path: Path, rows: Sequence[Row], published: PublishedTable) -> UserError:
+    for key in published.keys:
+        ours = dict.fromkeys(row.settings[key] for row in rows)
+        theirs = dict.fromkeys(row.settings[key] for row in published.rows if key in row.settings)
+        if not ours.keys() & theirs.keys():
+            given, wanted = (", ".join(map(in_words, values)) for values in (ours, theirs))
+            return UserError(f"{path} is of {given}; the table is of {wanted} ({key})")
+    return UserError(f"{path} holds no row of the table, which tells rows apart by {', '.join(published.keys)}")
+
+
+def _either(values: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(set(values))))

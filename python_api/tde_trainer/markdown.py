@@ -6,11 +6,11 @@ from typing import Any
 
 import jinja2
 
-from tde_trainer.table import percent
+from tde_trainer.table import counts_in_words, percent
 
 
 def render(template: str, **values: Any) -> str:
-    """The page; templates may say ``percent(entry)`` of a mean and spread."""
+    """The page; templates may say ``percent(entry)`` of a mean and spread, ``counts_in_words(counts)`` of classes."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tde_trainer"),
         undefined=jinja2.StrictUndefined,
@@ -18,4 +18,4 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(**values, percent=percent)
+    return environment.get_template(template).render(**values, percent=percent, counts_in_words=counts_in_words)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tde_trainer.compare import load_summary, made_from, rows_of
-from tde_trainer.config import config_from
+from tde_trainer import beside
+from tde_trainer.compare import Comparison, load_summary, rows_of
 from tde_trainer.errors import UserError
 from tde_trainer.files import write_atomic
 from tde_trainer.markdown import render
 from tde_trainer.metrics import GROUPS
 from tde_trainer.plots import CAPTIONS
-from tde_trainer.published import SOURCES, published_table
+from tde_trainer.published import published_table
 from tde_trainer.table import lift_lines
 
 
@@ -27,23 +27,29 @@ def write_results_page(files: Sequence[Path], page: Path) -> None:
         UserError: a file is no results.json of a run.
     """
     entries = [_entry(file, page.parent) for file in files]
-    write_atomic(page, render("results.md.j2", entries=entries, groups=GROUPS, sources=SOURCES))
+    write_atomic(page, render("results.md.j2", entries=entries, groups=GROUPS, beside=beside))
 
 
 def _entry(file: Path, folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"no such file: {file}")
     summary, remark = load_summary(file), file.with_suffix(".md")
-    config = config_from(summary["config"])
     images = {f"images/{file.stem}_{figure}.png": caption for figure, caption in CAPTIONS.items()}
-    rows = rows_of(summary, published_table(3))
     return {
         **summary,
         "name": file.stem,
-        "made_from": made_from(config),
         "remark": remark.read_text(encoding="utf-8").strip() if remark.exists() else "",
         "lifts": lift_lines(summary),
         "images": {image: caption for image, caption in images.items() if (folder / image).exists()},
-        "compared": [row for row in rows if any(map(row.beside, SOURCES))],
+        "compared": _compared(summary),
         "link": f"results/{file.name}",
     }
+
+
+def _compared(summary: dict[str, Any]) -> Comparison | None:
+    """The rows that stand in Table 3 of the paper, or else in its Table 2."""
+    for published in map(published_table, (3, 2)):
+        compared = Comparison(published, [row for row in rows_of(summary, published) if row.published])
+        if len(compared.rows) > 1 or (compared.rows and compared.of_value):  # one row has no order
+            return compared
+    return None

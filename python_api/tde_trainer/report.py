@@ -47,6 +47,7 @@ def write_report(runs: Sequence[Path], path: Path) -> dict[str, Any]:
         rows=summary["rows"],
         lifts=table.lift_lines(summary),
         percent=table.percent,
+        counts_in_words=table.counts_in_words,
         plots=[(plots.CAPTIONS[name], base64.b64encode(png).decode()) for name, png in images.items()],
         runs=made,
     )

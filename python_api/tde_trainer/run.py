@@ -28,6 +28,7 @@ from tde_trainer.progress import Reporter
 from tde_trainer.report import how_made, write_report
 from tde_trainer.schema import Config
 from tde_trainer.stage_one import TrainedStage
+from tde_trainer.table import counts_in_words
 from tde_trainer.train import Cell, train_cell
 
 RECORDED = ("torch", "torchvision", "accelerate", "torchmetrics", "numpy", "scikit-learn")
@@ -72,8 +73,8 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
     accelerator.wait_for_everyone()
 
     console.quiet = console.quiet or not accelerator.is_main_process
-    counts = data.class_counts.tolist()
-    console.print(f"{config.data.name}: {sum(counts)} training images, per class {counts}", highlight=False)
+    counts = counts_in_words(data.class_counts.tolist())
+    console.print(f"{config.data.name}, training images per class: {counts}", highlight=False)
     epochs = {method: METHODS[method].schedule(config).epochs for method in config.methods}
     with (
         cpu_threads(config.train.threads),

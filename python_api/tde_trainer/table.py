@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
 from tde_trainer.metrics import GROUPS
+
+SHOWN_CLASSES = 20  # of more, only the largest and the smallest are listed
 
 
 def percent(entry: dict[str, Any], signed: bool = False) -> str:
@@ -15,6 +18,25 @@ def percent(entry: dict[str, Any], signed: bool = False) -> str:
         return "n/a"
     mean = f"{100 * entry['mean']:{'+' if signed else ''}.1f}"
     return mean if entry["std"] is None else f"{mean} ± {100 * entry['std']:.1f}"
+
+
+def heading(key: str) -> str:
+    """What a key of the config is called above a column."""
+    return {"head.num_heads": "K", "model.name": "backbone"}.get(key, key.rpartition(".")[2])
+
+
+def in_words(value: Any) -> str:
+    """The value of a setting; empty where there is none."""
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def counts_in_words(counts: Sequence[int]) -> str:
+    """Images per class, ``"9, 4, 1: 3 classes, 14 images"``, or of many classes the largest and the smallest."""
+    shown = [str(count) for count in counts]
+    if len(counts) > SHOWN_CLASSES:
+        ordered = sorted(counts, reverse=True)
+        shown = [*map(str, ordered[:3]), "...", *map(str, ordered[-2:])]
+    return f"{', '.join(shown)}: {len(counts)} classes, {sum(counts):,} images"
 
 
 def accuracy_table(summary: dict[str, Any]) -> Table:

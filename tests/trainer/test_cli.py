@@ -66,7 +66,7 @@ def test_the_summary_is_the_mean_over_seeds(tiny_run: Path) -> None:
 def test_training_says_what_it_does(tmp_path: Path, tde: Tde) -> None:
     result = tde("train", "digits_lt", *TINY, "methods=[cosine]", "seeds=[0]", f"out={tmp_path / 'run'}")
     assert result.exit_code == 0
-    assert "training images, per class [129, 83, 54, 35, 22, 14, 9, 6, 3, 2]" in result.output
+    assert "training images per class: 129, 83, 54, 35, 22, 14, 9, 6, 3, 2: 10 classes, 357 images" in result.output
     assert "cosine + TDE" in result.output and "TDE on cosine: few-shot" in result.output
     assert f"report: {tmp_path / 'run' / 'report.html'}" in result.output.replace("\n", "")
     assert "\x1b" not in result.output and len(result.output.splitlines()) < 15  # quiet, as this is no terminal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -9,30 +10,47 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from tde_trainer.errors import UserError
+from tde_trainer.metrics import GROUPS
+from tde_trainer.table import in_words
 
-SOURCES = ("paper", "from scratch")
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """Accuracies in %, and the settings under which they were found."""
+
+    source: str  # the paper, or where else its authors published it
+    settings: dict[str, Any]  # keys of the config, dotted, and ``method``, a row's name in our own tables
+    figures: dict[str, float]  # by group of classes
 
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """Accuracies in % by source, data set, row and imbalance ratio."""
+    """A table of the paper."""
 
     title: str
-    ratios: list[float]
-    sources: dict[str, dict[str, dict[str, list[float]]]]
+    split: str  # "test", or "val" of a grid
+    where: dict[str, Any]  # settings of the whole table; what was found under others compares by order alone
+    keys: list[str]  # settings that tell its rows apart
+    groups: list[str]
+    rows: list[PublishedRow]
 
-    def data(self) -> list[str]:
-        """Names of the data sets that it is about."""
-        return sorted({name for tables in self.sources.values() for name in tables})
+    @property
+    def label_keys(self) -> list[str]:
+        """Settings that tell rows on the same data apart."""
+        return [key for key in self.keys if not key.startswith("data.")]
 
-    def figures(self, data: str, ratio: float, row: str) -> dict[str, float | None]:
-        """By source; None where a source has none."""
-        column = self.ratios.index(ratio) if ratio in self.ratios else None
-        found: dict[str, float | None] = {}
-        for source, tables in self.sources.items():
-            values = tables.get(data, {}).get(row)
-            found[source] = None if values is None or column is None else values[column]
-        return found
+    @property
+    def sources(self) -> list[str]:
+        """In the order in which they first come."""
+        return list(dict.fromkeys(row.source for row in self.rows))
+
+    def label(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """The settings under `label_keys`, in words."""
+        return tuple(in_words(settings[key]) for key in self.label_keys)
+
+    def figures(self, settings: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """Accuracies by source and group, of the rows whose settings are among these."""
+        return {row.source: row.figures for row in self.rows if row.settings.items() <= settings.items()}
 
 
 def numbers() -> list[int]:
@@ -50,4 +68,13 @@ def published_table(number: int) -> PublishedTable:
     if number not in numbers():
         raise UserError(f"no published figures of table {number}; known: {', '.join(map(str, numbers()))}")
     content: dict[str, Any] = yaml.safe_load((files(__name__) / f"table{number}.yaml").read_text(encoding="utf-8"))
-    return PublishedTable(content["title"], content["ratios"], {source: content[source] for source in SOURCES})
+    columns = content["columns"]
+    groups = [column for column in columns if column in GROUPS]
+    keys = [column for column in columns if column not in (*GROUPS, "source")]
+    rows = [_row(dict(zip(columns, row, strict=True)), keys, groups) for row in content["rows"]]
+    return PublishedTable(content["title"], content["split"], content.get("where", {}), keys, groups, rows)
+
+
+def _row(values: dict[str, Any], keys: list[str], groups: list[str]) -> PublishedRow:
+    settings = {key: values[key] for key in keys if values[key] is not None}
+    return PublishedRow(values.get("source", "paper"), settings, {group: values[group] for group in groups})
