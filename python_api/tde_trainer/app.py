@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ from tde_trainer.compare import compare
 from tde_trainer.config import load_config, recipe_names, recipe_text
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
+from tde_trainer.grid import grid_table, plan, run_grid
 from tde_trainer.pages import write_results_page
 from tde_trainer.published import published_table
 from tde_trainer.report import write_report
@@ -72,13 +75,39 @@ def train(
     """
     console = Console()
     config = load_config(recipe, overrides or [])
-    try:
+    with _resumable():
         report = train_run(config, ["tde", "train", recipe, *(overrides or [])], console)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command with resume=true goes on", err=True)
-        raise typer.Exit(130) from None
     _show(console, results.summarize(results.by_method(results.finished_cells(report.parent))))
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def grid(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe (`tde recipes`) or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Axes, KEY=V1,V2,..., and changes to the recipe; dots nest."),
+    ] = None,
+) -> None:
+    """Train de-confounded heads at every combination of settings, and compare them on validation data.
+
+    Without an axis, at the settings of the paper's Table 6. Every network is read without TDE and at each head.alpha,
+    by default 2.5,3.0,3.5. RUN/grid.json keeps the table.
+
+    [bold]Examples[/bold]
+
+      tde grid imagenet_lt data.root=DIR
+
+      tde grid digits_lt head.num_heads=1,2,4 head.tau=8,16 head.alpha=0.5,1.0,1.5
+
+      tde grid digits_lt methods=\\[linear] train.weight_decay=5e-4,5e-3 resume=true
+    """
+    console = _wide_console()
+    planned = plan(recipe, overrides or [])
+    with _resumable():
+        summary = run_grid(planned, ["tde", "grid", recipe, *(overrides or [])], console)
+    console.print(grid_table(summary))
+    console.print(f"grid: {Path(planned.config.out) / results.GRID}", highlight=False, soft_wrap=True)
 
 
 @app.command(name="eval")
@@ -139,16 +168,22 @@ def report(
 
 @app.command()
 def table(
-    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Of the paper's table, such as 3.")],
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or results.json of runs.")],
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Of the paper's table: 2, 3, 6, 7 or 8.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories, or results.json of runs; for 6, grids.")
+    ],
 ) -> None:
-    """Print our figures beside a table of the paper.
+    """Print our figures beside a table of the paper; on other data than the paper's, their order.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       tde table 3 runs/cifar10_lt runs/cifar100_lt
+
+      tde table 2 runs/imagenet_lt runs/imagenet_lt_stage_two
+
+      tde table 6 runs/imagenet_lt_grid
     """
-    published, console = published_table(number), Console()
+    published, console = published_table(number), _wide_console()
     comparisons = compare(runs, published)
     console.print(f"{published.title}, in %: mean ± sample std over seeds", highlight=False)
     for comparison in comparisons:
@@ -211,6 +246,21 @@ def recipes() -> None:
 def info() -> None:
     """Show versions, what was built, and which backend each op would take."""
     typer.echo(str(tde_kernels.info()))
+
+
+def _wide_console() -> Console:
+    """For tables of many columns: in a file or a pipe no window breaks them."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command with resume=true goes on", err=True)
+        raise typer.Exit(130) from None
 
 
 def _show(console: Console, summary: dict[str, Any]) -> None:

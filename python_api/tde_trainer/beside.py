@@ -8,7 +8,7 @@ from rich.table import Table
 from scipy.stats import rankdata, spearmanr
 
 from tde_trainer.compare import Comparison
-from tde_trainer.table import heading, percent
+from tde_trainer.table import dense, heading, percent
 
 BY_VALUE = "in brackets ours less theirs in points"
 BY_ORDER = (
@@ -55,9 +55,8 @@ def lines(comparison: Comparison) -> list[list[str]]:
 
 def table(comparison: Comparison) -> Table:
     """For a terminal."""
-    shown = Table()
-    for index, name in enumerate(header(comparison)):
-        shown.add_column(name, justify="left" if index < len(comparison.published.label_keys) else "right")
+    names, columns = len(comparison.published.label_keys), header(comparison)
+    shown = dense(None, columns[:names], columns[names:])
     for cells in lines(comparison):
         shown.add_row(*cells)
     return shown

@@ -15,8 +15,6 @@ from tde_trainer.published import PublishedTable
 from tde_trainer.report import how_made
 from tde_trainer.table import in_words
 
-GRID = "grid.json"  # what `tde grid` leaves: figures of the validation split
-
 
 @dataclass(frozen=True)
 class Row:
@@ -94,7 +92,7 @@ def load_grid(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is neither.
     """
-    return results.with_keys(path / GRID if path.is_dir() else path, ("rows", "alphas", "config"))
+    return results.with_keys(path / results.GRID if path.is_dir() else path, ("rows", "alphas", "config"))
 
 
 def rows_of(summary: dict[str, Any], published: PublishedTable) -> list[Row]:

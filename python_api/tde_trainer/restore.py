@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,26 @@ def evaluate_runs(path: Path, alpha: float | None) -> dict[str, Any]:
         }
         groups.setdefault(result.method, []).append({"alpha": chosen, "accuracy": measured})
     return results.summarize(groups)
+
+
+def validate_run(path: Path, alphas: Sequence[float]) -> list[dict[str, Any]]:
+    """Validation accuracy of every method without TDE, and with it at each of ``alphas``: rows as those of
+    `results.summarize`, each with ``settings``, its ``head.alpha``, None without TDE.
+    """
+    rows: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
+    for result, network, features, counts in _restored(results.finished_cells(path), "val"):
+        for alpha in (None, *alphas) if network.method.has_tde else (None,):
+            name = result.method + results.MODES["without_tde" if alpha is None else "with_tde"]
+            measured = accuracy(network.head, features["val"], counts, alpha=alpha or 0.0)
+            rows.setdefault((name, alpha), []).append(measured)
+    return [
+        {
+            "name": name,
+            "settings": {"head.alpha": alpha},
+            **{group: results.mean_and_spread([cell[group] for cell in cells]) for group in GROUPS},
+        }
+        for (name, alpha), cells in rows.items()
+    ]
 
 
 def sweep_run(path: Path, maximum: float | None, steps: int | None) -> tuple[Path, dict[str, Any]]:

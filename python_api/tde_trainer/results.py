@@ -15,6 +15,7 @@ from tde_trainer.metrics import GROUPS
 
 FILE = "results.json"
 SETTINGS = "run.json"  # at the top of a run: its config and command
+GRID = "grid.json"  # at the top of a grid of runs: their validation accuracy
 MODES = {"without_tde": "", "with_tde": " + TDE"}
 
 

@@ -74,7 +74,7 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
 
     console.quiet = console.quiet or not accelerator.is_main_process
     counts = counts_in_words(data.class_counts.tolist())
-    console.print(f"{config.data.name}, training images per class: {counts}", highlight=False)
+    console.print(f"{config.data.name}, training images per class: {counts}", highlight=False, soft_wrap=True)
     epochs = {method: METHODS[method].schedule(config).epochs for method in config.methods}
     with (
         cpu_threads(config.train.threads),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from tde_trainer.metrics import GROUPS
@@ -18,6 +19,16 @@ def percent(entry: dict[str, Any], signed: bool = False) -> str:
         return "n/a"
     mean = f"{100 * entry['mean']:{'+' if signed else ''}.1f}"
     return mean if entry["std"] is None else f"{mean} ± {100 * entry['std']:.1f}"
+
+
+def dense(title: str | None, settings: Sequence[str], figures: Sequence[str]) -> Table:
+    """An empty table of many columns, those of settings to the left and never broken."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in settings:
+        table.add_column(name, no_wrap=True)
+    for name in figures:
+        table.add_column(name, overflow="fold", justify="right")
+    return table
 
 
 def heading(key: str) -> str:

@@ -106,7 +106,9 @@ def test_recipes_and_info(tde: Tde) -> None:
     assert "tde_kernels" in tde("info").output
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["sweep"], ["report"], ["recipes"], ["info"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["grid"], ["eval"], ["sweep"], ["report"], ["table"], ["page"], ["recipes"], ["info"]]
+)
 def test_help_has_a_sentence(command: list[str], tde: Tde) -> None:
     result = tde(*command, "--help")
     assert result.exit_code == 0 and "Usage" in result.output

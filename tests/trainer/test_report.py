@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tde_trainer.plots import CAPTIONS
 from tde_trainer.results import mean_and_spread
-from tde_trainer.table import percent
+from tde_trainer.table import counts_in_words, percent
 from trainer_tools import Tde
 
 
@@ -32,6 +32,9 @@ def test_it_shows_the_table_and_how_it_was_made(tiny_run: Path) -> None:
         assert f"<td>{row['name']}</td><td>{percent(row['many'])}</td>" in page
     assert summary["command"] in page and f"torch {summary['versions']['torch']}" in page
     assert summary["device"] in page and '"batch_size": 64' in page
+    assert f"{', '.join(map(str, summary['class_counts']))}: 10 classes, {sum(summary['class_counts'])} images" in (
+        " ".join(page.split())
+    )
 
 
 def test_plots_lie_beside_it(tiny_run: Path) -> None:
@@ -71,3 +74,15 @@ def test_a_report_of_one_cell_leaves_its_results_alone(tiny_run: Path, tde: Tde,
 )
 def test_mean_and_sample_standard_deviation(values: list[float | None], text: str) -> None:
     assert percent(mean_and_spread(values)) == text
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ([9, 1, 4], "9, 1, 4: 3 classes, 14 images"),
+        ([60] * 20, f"{', '.join(['60'] * 20)}: 20 classes, 1,200 images"),
+        ([5, 400, *[10] * 17, 500, 6], "500, 400, 10, ..., 6, 5: 21 classes, 1,081 images"),
+    ],
+)
+def test_of_many_classes_the_largest_and_the_smallest_are_listed(counts: list[int], text: str) -> None:
+    assert counts_in_words(counts) == text
