@@ -98,4 +98,4 @@ def _correlation(ours: Sequence[float], theirs: Sequence[float]) -> str:
         return ""
     if min(len(set(ours)), len(set(theirs))) < 2:
         return "n/a"  # all alike: there is no order
-    return f"{spearmanr(ours, theirs).statistic:.2f}"
+    return f"{round(spearmanr(ours, theirs).statistic, 2) + 0.0:.2f}"  # no -0.00

@@ -33,7 +33,7 @@ def dense(title: str | None, settings: Sequence[str], figures: Sequence[str]) ->
 
 def heading(key: str) -> str:
     """What a key of the config is called above a column."""
-    return {"head.num_heads": "K", "model.name": "backbone"}.get(key, key.rpartition(".")[2])
+    return {"head.num_heads": "K", "model.name": "backbone"}.get(key, key.removeprefix("head."))
 
 
 def in_words(value: Any) -> str:
