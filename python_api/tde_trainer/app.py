@@ -19,10 +19,13 @@ from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.grid import grid_table, plan, run_grid
 from tde_trainer.pages import write_results_page
+from tde_trainer.posthoc import commands as posthoc
+from tde_trainer.posthoc.fit import sweep_dump
 from tde_trainer.published import published_table
 from tde_trainer.report import write_report
-from tde_trainer.restore import evaluate_runs, parse_alpha, sweep_run
+from tde_trainer.restore import evaluate_runs, grid_of, parse_alpha, sweep_run
 from tde_trainer.run import train_run, versions
+from tde_trainer.schema import HeadConfig
 from tde_trainer.speed import measure_speed
 from tde_trainer.study.commands import study
 from tde_trainer.table import accuracy_table, alpha_table, lift_lines
@@ -47,6 +50,8 @@ app = typer.Typer(
     help="Train and examine classifiers on long-tailed data: de-confounded training and TDE inference.",
 )
 app.add_typer(study, name="study")
+app.command()(posthoc.features)
+app.command(name="fit-direction")(posthoc.fit_direction)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, or of one training in it.")]
 RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")]
@@ -130,21 +135,34 @@ def evaluate(
 
 @app.command()
 def sweep(
-    run: RunPath,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Directory of a run or a training; or a file of features.")
+    ],
+    head: Annotated[
+        Path | None, typer.Option(help="With a file of features: the head that `tde fit-direction` wrote.")
+    ] = None,
     maximum: Annotated[float | None, typer.Option("--max", help="Largest alpha; default: the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Number of alphas; default: the recipe's.")] = None,
 ) -> None:
-    """Print accuracy against alpha, recomputed from the checkpoints, and write RUN/sweep.json.
+    """Print accuracy against alpha, recomputed from checkpoints, and write RUN/sweep.json; or of a file of features.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       tde sweep runs/digits_lt --max 3 --steps 13
+
+      tde sweep features.npz --head tde_head.safetensors
     """
+    if run.is_dir() if head is not None else run.is_file():
+        raise UserError(f"--head goes with a file of features, and a file of features with --head; got {run}")
     console = Console()
-    path, curves = sweep_run(run, maximum, steps)
+    if head is not None:
+        curves = sweep_dump(run, head, grid_of(HeadConfig(), maximum, steps))
+    else:
+        path, curves = sweep_run(run, maximum, steps)
     for name, curve in curves.items():
         console.print(alpha_table(name, curve))
-    console.print(f"curves: {path}", highlight=False, soft_wrap=True)
+    if head is None:
+        console.print(f"curves: {path}", highlight=False, soft_wrap=True)
 
 
 @app.command()

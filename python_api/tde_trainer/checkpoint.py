@@ -6,6 +6,7 @@ because the learning rate is a function of the step.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tde_trainer.errors import UserError
@@ -66,6 +67,26 @@ def load(directory: Path, network: Network, optimizer: Optimizer | None = None) 
         )
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise UserError(f"checkpoint {path} does not fit this run: {_one_line(error)}") from error
+
+
+def load_part(directory: Path, name: str, module: nn.Module) -> None:
+    """Load one part of the network, such as its ``head``.
+
+    Raises:
+        UserError: the checkpoint is missing, corrupt, or of another network.
+    """
+    path, prefix = directory / FILE, f"{name}."
+    try:
+        state = _read(path)["network"]
+        module.load_state_dict({key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)})
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"checkpoint {path} does not fit this run: {_one_line(error)}") from error
+
+
+def fingerprint(directory: Path) -> str:
+    """Hash of the checkpoint's bytes; empty where there is none."""
+    path = directory / FILE
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 def _read(path: Path) -> Any:

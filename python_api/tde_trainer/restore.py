@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tde_kernels import FusedTDEHead
-from tde_trainer import checkpoint, results
-from tde_trainer.config import config_from
-from tde_trainer.data import DATASETS
-from tde_trainer.device import make_accelerator
+from tde_trainer import results
 from tde_trainer.errors import UserError
-from tde_trainer.evaluate import Features, accuracy, alpha_grid, extract, sweep
+from tde_trainer.evaluate import Features, accuracy, alpha_grid, sweep
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.methods import METHODS
 from tde_trainer.metrics import GROUPS, group_masks
-from tde_trainer.network import Network, build_network
 from tde_trainer.results import Result
-from tde_trainer.schema import Config, HeadConfig
+from tde_trainer.schema import HeadConfig
+from tde_trainer.trained import TrainedCell
 
 
 def parse_alpha(text: str | None) -> float | None:
@@ -50,13 +47,15 @@ def parse_alpha(text: str | None) -> float | None:
 def evaluate_runs(path: Path, alpha: float | None) -> dict[str, Any]:
     """Test accuracy of every finished cell under ``path``, summarized; ``alpha`` replaces the chosen one."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for result, network, features, counts in _restored(results.finished_cells(path), "test"):
-        chosen = result.values["alpha"] and {"value": result.values["alpha"]["value"] if alpha is None else alpha}
+    for cell in map(TrainedCell, results.finished_cells(path)):
+        own = cell.result.values["alpha"]
+        chosen = own and {"value": own["value"] if alpha is None else alpha}
+        test, counts = cell.features("test"), cell.class_counts
         measured = {
-            "without_tde": accuracy(network.head, features["test"], counts, alpha=0.0),
-            "with_tde": chosen and accuracy(network.head, features["test"], counts, alpha=chosen["value"]),
+            "without_tde": accuracy(cell.head, test, counts, alpha=0.0),
+            "with_tde": chosen and accuracy(cell.head, test, counts, alpha=chosen["value"]),
         }
-        groups.setdefault(result.method, []).append({"alpha": chosen, "accuracy": measured})
+        groups.setdefault(cell.result.method, []).append({"alpha": chosen, "accuracy": measured})
     return results.summarize(groups)
 
 
@@ -65,18 +64,18 @@ def validate_run(path: Path, alphas: Sequence[float]) -> list[dict[str, Any]]:
     `results.summarize`, each with ``settings``, its ``head.alpha``, None without TDE.
     """
     rows: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
-    for result, network, features, counts in _restored(results.finished_cells(path), "val"):
-        for alpha in (None, *alphas) if network.method.has_tde else (None,):
-            name = result.method + results.MODES["without_tde" if alpha is None else "with_tde"]
-            measured = accuracy(network.head, features["val"], counts, alpha=alpha or 0.0)
+    for cell in map(TrainedCell, results.finished_cells(path)):
+        for alpha in (None, *alphas) if cell.method.has_tde else (None,):
+            name = cell.result.method + results.MODES["without_tde" if alpha is None else "with_tde"]
+            measured = accuracy(cell.head, cell.features("val"), cell.class_counts, alpha=alpha or 0.0)
             rows.setdefault((name, alpha), []).append(measured)
     return [
         {
             "name": name,
             "settings": {"head.alpha": alpha},
-            **{group: results.mean_and_spread([cell[group] for cell in cells]) for group in GROUPS},
+            **{group: results.mean_and_spread([seed[group] for seed in seeds]) for group in GROUPS},
         }
-        for (name, alpha), cells in rows.items()
+        for (name, alpha), seeds in rows.items()
     ]
 
 
@@ -88,10 +87,10 @@ def sweep_run(path: Path, maximum: float | None, steps: int | None) -> tuple[Pat
     """
     cells: dict[str, list[dict[str, dict[str, list[float]]]]] = {}
     alphas: list[float] = []
-    for result, network, features, counts in _restored(_with_tde(path), "val", "test"):
-        alphas = alpha_grid(_grid(config_from(result.values["config"]).head, maximum, steps))
-        curves = {name: sweep(network.head, data, counts, alphas) for name, data in features.items()}
-        cells.setdefault(result.method, []).append(curves)
+    for cell in map(TrainedCell, _with_tde(path)):
+        alphas = alpha_grid(grid_of(cell.config.head, maximum, steps))
+        curves = {name: sweep(cell.head, cell.features(name), cell.class_counts, alphas) for name in ("val", "test")}
+        cells.setdefault(cell.result.method, []).append(curves)
     if not cells:
         raise UserError(f"{path} holds no method with TDE")
     summary = {
@@ -111,11 +110,10 @@ def exact_curves(path: Path) -> dict[str, dict[str, tuple[NDArray[Any], NDArray[
     """
     curves: dict[str, dict[str, tuple[NDArray[Any], NDArray[Any]]]] = {}
     first_seeds = {result.method: result for result in reversed(_with_tde(path))}
-    for result, network, features, counts in _restored(first_seeds.values(), "test"):
-        maximum = config_from(result.values["config"]).head.alpha_max
-        curves[result.method] = {
-            group: _steps(network.head, features["test"], mask, maximum)
-            for group, mask in group_masks(counts).items()
+    for cell in map(TrainedCell, first_seeds.values()):
+        curves[cell.result.method] = {
+            group: _steps(cell.head, cell.features("test"), mask, cell.config.head.alpha_max)
+            for group, mask in group_masks(cell.class_counts).items()
             if mask.any()
         }
     return curves
@@ -134,7 +132,12 @@ def _steps(head: FusedTDEHead, data: Features, classes: Tensor, maximum: float) 
     return np.append(starts[first:last].clip(0), maximum), np.append(scores[first:last], scores[last - 1])
 
 
-def _grid(config: HeadConfig, maximum: float | None, steps: int | None) -> HeadConfig:
+def grid_of(config: HeadConfig, maximum: float | None, steps: int | None) -> HeadConfig:
+    """``config`` with another largest alpha and number of alphas, where they are given.
+
+    Raises:
+        UserError: they are out of range.
+    """
     maximum = config.alpha_max if maximum is None else maximum
     steps = config.alpha_steps if steps is None else steps
     if not (math.isfinite(maximum) and maximum >= 0) or steps < 2:
@@ -147,19 +150,3 @@ def _mean_curve(curves: list[dict[str, dict[str, list[float]]]], split: str) -> 
         group: [results.mean_and_spread(point) for point in zip(*(c[split][group] for c in curves), strict=True)]
         for group in GROUPS
     }
-
-
-def _restored(cells: Iterable[Result], *splits: str) -> Iterator[tuple[Result, Network, dict[str, Features], Tensor]]:
-    """Each of the finished cells with its network, the features of the splits, and the class counts."""
-    for result in cells:
-        config: Config = config_from(result.values["config"])
-        accelerator = make_accelerator(config.precision)
-        data = DATASETS[config.data.name](config.data, result.values["seed"])
-        network = build_network(config, result.method, data.channels, data.num_classes)
-        checkpoint.load(result.directory, network)
-        network.to(accelerator.device).eval()
-        features = {
-            split: extract(network, getattr(data, split), data.pipeline, config.train.batch_size, accelerator)
-            for split in splits
-        }
-        yield result, network, features, data.class_counts.to(accelerator.device)
