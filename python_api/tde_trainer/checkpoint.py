@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from tde_trainer.errors import UserError
@@ -33,11 +34,15 @@ class Progress:
     seconds: float = 0.0  # wall time spent so far, over all resumptions
 
 
-def save(directory: Path, network: Network, optimizer: Optimizer, progress: Progress) -> None:
-    """Write weights, EMA, momentum buffers and progress together, atomically."""
+def save(
+    directory: Path, network: Network, optimizer: Optimizer, progress: Progress, scaler: GradScaler | None = None
+) -> None:
+    """Write weights, EMA, momentum buffers, the loss scale of fp16 and progress together, atomically."""
+    scaling = scaler.state_dict() if scaler else {}
     content = {
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict()["state"],
+        "scaler": {key: torch.tensor(value, dtype=torch.float64) for key, value in scaling.items()},
         "progress": {
             "seed": torch.tensor(progress.seed),
             "epochs_done": torch.tensor(progress.epochs_done),
@@ -49,8 +54,10 @@ def save(directory: Path, network: Network, optimizer: Optimizer, progress: Prog
     write_atomic(directory / FILE, buffer.getvalue())
 
 
-def load(directory: Path, network: Network, optimizer: Optimizer | None = None) -> Progress:
-    """Load weights and EMA, and the optimizer's momentum buffers if one is given.
+def load(
+    directory: Path, network: Network, optimizer: Optimizer | None = None, scaler: GradScaler | None = None
+) -> Progress:
+    """Load weights and EMA, the optimizer's momentum buffers if one is given, and the loss scale of fp16 likewise.
 
     Raises:
         UserError: the checkpoint is missing, corrupt, or of another network.
@@ -61,6 +68,9 @@ def load(directory: Path, network: Network, optimizer: Optimizer | None = None) 
         network.load_state_dict(content["network"])
         if optimizer is not None:
             optimizer.load_state_dict(optimizer.state_dict() | {"state": content["optimizer"]})
+        if scaler is not None:
+            kept = {key: type(value)(content["scaler"][key].item()) for key, value in scaler.state_dict().items()}
+            scaler.load_state_dict(kept)
         progress: dict[str, Tensor] = content["progress"]
         return Progress(
             int(progress["seed"].item()), int(progress["epochs_done"].item()), float(progress["seconds"].item())
