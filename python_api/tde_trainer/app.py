@@ -22,6 +22,7 @@ from tde_trainer.pages import write_results_page
 from tde_trainer.posthoc import commands as posthoc
 from tde_trainer.posthoc.fit import sweep_dump
 from tde_trainer.published import published_table
+from tde_trainer.ranks import process, together
 from tde_trainer.report import write_report
 from tde_trainer.restore import evaluate_runs, grid_of, parse_alpha, sweep_run
 from tde_trainer.run import train_run, versions
@@ -79,7 +80,8 @@ def train(
       accelerate launch -m tde_trainer train digits_lt
     """
     console = Console()
-    config = load_config(recipe, overrides or [])
+    with together():
+        config = load_config(recipe, overrides or [])
     with _resumable():
         report = train_run(config, ["tde", "train", recipe, *(overrides or [])], console)
     _show(console, results.summarize(results.by_method(results.finished_cells(report.parent))))
@@ -108,7 +110,8 @@ def grid(
       tde grid digits_lt methods=\\[linear] train.weight_decay=5e-4,5e-3 resume=true
     """
     console = _wide_console()
-    planned = plan(recipe, overrides or [])
+    with together():
+        planned = plan(recipe, overrides or [])
     with _resumable():
         summary = run_grid(planned, ["tde", "grid", recipe, *(overrides or [])], console)
     console.print(grid_table(summary))
@@ -277,7 +280,8 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command with resume=true goes on", err=True)
+        if process().is_main_process:
+            typer.echo("interrupted; the same command with resume=true goes on", err=True)
         raise typer.Exit(130) from None
 
 

@@ -7,15 +7,43 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
+
+from tde_trainer.errors import UserError
+from tde_trainer.ranks import ON_CPU
+from tde_trainer.schema import Config
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """An accelerator for a config's ``precision``; shuffling follows seed and epoch alone (see `train.seed_epoch`)."""
+    """An accelerator for a config's ``precision``; shuffling follows seed and epoch alone (see `train.seed_epoch`).
+
+    Batches are those of all ranks together: each takes its part of every batch.
+    """
+    AcceleratorState._reset_state()  # a process may look at runs of several precisions
     return Accelerator(
+        cpu=ON_CPU,
         mixed_precision="no" if precision == "fp32" else precision,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
     )
+
+
+def check_trainable(config: Config, accelerator: Accelerator) -> None:
+    """Whether the device and the ranks can train what ``config`` asks for.
+
+    Raises:
+        UserError: they can't.
+    """
+    on_gpu, ranks = accelerator.device.type == "cuda", accelerator.num_processes
+    if config.precision == "fp16" and not on_gpu:
+        raise UserError(f"precision=fp16 needs a GPU, got {accelerator.device}; bf16 and fp32 train there too")
+    if config.train.sync_batchnorm and not on_gpu:
+        raise UserError(f"train.sync_batchnorm=true needs GPUs, got {accelerator.device}: torch has it on them alone")
+    if config.train.batch_size % ranks:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} is the batch of all processes together: it must be a multiple "
+            f"of their number, {ranks}"
+        )
 
 
 def describe(accelerator: Accelerator) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +33,32 @@ class Features:
 def extract(
     network: torch.nn.Module, dataset: ImageDataset, pipeline: Pipeline, batch_size: int, accelerator: Accelerator
 ) -> Features:
-    """Features of every sample, on every rank, in evaluation mode."""
+    """Features of every sample, on every rank, in evaluation mode; each rank computes its part of a batch."""
+    ranks = accelerator.num_processes
+    divisible = -(-batch_size // ranks) * ranks
+    loader = accelerator.prepare(DataLoader(dataset, divisible, collate_fn=collated))
+    return _joined(accelerator.gather_for_metrics(part) for part in _batches(network, loader, pipeline))
+
+
+@torch.no_grad()
+def extract_alone(
+    network: torch.nn.Module, dataset: ImageDataset, pipeline: Pipeline, batch_size: int, device: torch.device
+) -> Features:
+    """The same on this process, whatever the others do, by a network on ``device``."""
+    loader = ((x.to(device), y.to(device)) for x, y in DataLoader(dataset, batch_size, collate_fn=collated))
+    return _joined(_batches(network, loader, pipeline))
+
+
+def _batches(
+    network: torch.nn.Module, loader: Iterable[tuple[Tensor, Tensor]], pipeline: Pipeline
+) -> Iterator[tuple[Tensor, Tensor]]:
     network.eval()
-    xs, ys = [], []
-    for images, target in accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=collated)):
-        x, y = accelerator.gather_for_metrics((network(pipeline(images, training=False)), target))
-        xs.append(x)
-        ys.append(y)
+    for images, target in loader:
+        yield network(pipeline(images, training=False)), target
+
+
+def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> Features:
+    xs, ys = zip(*parts, strict=True)
     return Features(torch.cat(xs), torch.cat(ys))
 
 

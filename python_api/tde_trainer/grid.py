@@ -14,12 +14,12 @@ from rich.table import Table
 from tde_trainer import results
 from tde_trainer.config import ALIASES, NOT_PART_OF_A_RUN, flatten, load_config, parse_overrides
 from tde_trainer.data import DATASETS
-from tde_trainer.device import make_accelerator
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.metrics import GROUPS
 from tde_trainer.network import build_network
 from tde_trainer.published import published_table
+from tde_trainer.ranks import process, together
 from tde_trainer.report import how_made
 from tde_trainer.restore import validate_run
 from tde_trainer.run import train_run
@@ -78,10 +78,11 @@ def run_grid(grid: Grid, command: Sequence[str], console: Console) -> dict[str, 
         UserError: see `train_run`.
     """
     # Whatever can be wrong with a corner of the grid shows here, not when its turn comes.
-    data = DATASETS[grid.config.data.name](grid.config.data, grid.config.seeds[0])
-    for config in grid.runs.values():
-        for method in config.methods:
-            build_network(config, method, data.channels, data.num_classes)
+    with together():
+        data = DATASETS[grid.config.data.name](grid.config.data, grid.config.seeds[0])
+        for config in grid.runs.values():
+            for method in config.methods:
+                build_network(config, method, data.channels, data.num_classes)
     rows: list[dict[str, Any]] = []
     for name, config in grid.runs.items():
         console.print(name, highlight=False, soft_wrap=True)
@@ -103,8 +104,9 @@ def run_grid(grid: Grid, command: Sequence[str], console: Console) -> dict[str, 
         "wall_time_s": sum(one["wall_time_s"] for one in made),
         "cells": sum(one["cells"] for one in made),
     }
-    if make_accelerator(grid.config.precision).is_main_process:
-        write_atomic(Path(grid.config.out) / results.GRID, dumps(summary, indent=1) + "\n")
+    with together():
+        if process().is_main_process:
+            write_atomic(Path(grid.config.out) / results.GRID, dumps(summary, indent=1) + "\n")
     return summary
 
 

@@ -19,12 +19,13 @@ import tde_kernels
 from tde_trainer import results
 from tde_trainer.config import changed_keys
 from tde_trainer.data import DATASETS
-from tde_trainer.device import cpu_threads, make_accelerator
+from tde_trainer.device import check_trainable, cpu_threads, make_accelerator
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.methods import METHODS
 from tde_trainer.network import build_network
 from tde_trainer.progress import Reporter
+from tde_trainer.ranks import together
 from tde_trainer.report import how_made, write_report
 from tde_trainer.schema import Config
 from tde_trainer.stage_one import TrainedStage
@@ -57,20 +58,25 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
         The report's path.
 
     Raises:
-        UserError: the run directory is in use or was made with another config; the recipe can't be built.
+        UserError: the run directory is in use or was made with another config; the recipe can't be built, or not
+            trained by this device or that many processes.
     """
     run = Path(config.out)
     cells = [Cell(run, method, seed) for method in config.methods for seed in config.seeds]
     accelerator = make_accelerator(config.precision)
+    with together():
+        if config.data.download and accelerator.is_local_main_process:  # once, not by every process
+            DATASETS[config.data.name](config.data, config.seeds[0])
     # Whatever can be wrong with the recipe shows here, before anything is written.
-    data = DATASETS[config.data.name](config.data, config.seeds[0])
-    for method in config.methods:
-        build_network(config, method, data.channels, data.num_classes)
-    for seed in config.seeds if config.stage_one else []:
-        TrainedStage(config, seed, accelerator)
-    if accelerator.is_main_process:
-        _open(run, config, command)
-    accelerator.wait_for_everyone()
+    with together():
+        check_trainable(config, accelerator)
+        data = DATASETS[config.data.name](config.data, config.seeds[0])
+        for method in config.methods:
+            build_network(config, method, data.channels, data.num_classes)
+        for seed in config.seeds if config.stage_one else []:
+            TrainedStage(config, seed, accelerator)
+        if accelerator.is_main_process:
+            _open(run, config, command)
 
     console.quiet = console.quiet or not accelerator.is_main_process
     counts = counts_in_words(data.class_counts.tolist())
@@ -86,10 +92,10 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
                 reporter.line(f"{cell.name}: already finished")
                 continue
             _train(cell, config, accelerator, reporter)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        summary = write_report([run], run / "report.html")
-        write_atomic(run / results.FILE, dumps({**summary, **how_made(run)}, indent=1) + "\n")
+    with together():
+        if accelerator.is_main_process:
+            summary = write_report([run], run / "report.html")
+            write_atomic(run / results.FILE, dumps({**summary, **how_made(run)}, indent=1) + "\n")
     return run / "report.html"
 
 
@@ -99,8 +105,9 @@ def _train(cell: Cell, config: Config, accelerator: Accelerator, reporter: Repor
     )
     accelerator.free_memory()
     described = {"method": cell.method, "seed": cell.seed, "config": asdict(config), "versions": versions()}
-    if accelerator.is_main_process:
-        write_atomic(cell.directory / results.FILE, dumps({**described, **measured}, indent=1) + "\n")
+    with together():
+        if accelerator.is_main_process:
+            write_atomic(cell.directory / results.FILE, dumps({**described, **measured}, indent=1) + "\n")
     shown = measured["accuracy"]["with_tde"] or measured["accuracy"]["without_tde"]
     few = "" if math.isnan(shown["few"]) else f", few {100 * shown['few']:.1f}"
     alpha = f", alpha {measured['alpha']['value']:g}" if measured["alpha"] else ""

@@ -73,7 +73,7 @@ class TrainConfig:
     """SGD with momentum, linear warm-up, then cosine decay to zero or steps."""
 
     epochs: int = _bounded(60, 1)
-    batch_size: int = _bounded(64, 1)
+    batch_size: int = _bounded(64, 1)  # of all processes together
     lr: float = _bounded(0.1, 0)
     momentum: float = _bounded(0.9, 0, 1)
     weight_decay: float = _bounded(5e-4, 0)
@@ -82,6 +82,7 @@ class TrainConfig:
     milestones: list[float] = field(default_factory=lambda: [0.6, 0.8])  # shares of the epochs at which lr steps down
     step_factor: float = _bounded(0.01, 0, 1)
     compile: bool = False  # the backbone, by torch.compile
+    sync_batchnorm: bool = False  # batch norm over the batch of all GPUs, not of each
     channels_last: bool = False  # keep images and the backbone's weights in that memory format
     sampler: str = "instance"  # what is drawn as often: images; or "class_aware", "square_root", "progressive"
     threads: int = _bounded(0, 0)  # CPU threads; 0: as many as torch takes

@@ -27,12 +27,13 @@ from tde_trainer.evaluate import evaluate, extract
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.methods import Stage
 from tde_trainer.network import Network, build_network
+from tde_trainer.ranks import process, together
 from tde_trainer.samplers import ClassSampler
 from tde_trainer.schema import Config, TrainConfig
 from tde_trainer.stage_one import begin_second_stage
 
 METRICS = "metrics.jsonl"
-SEED_STRIDE = 1_000_003  # more than any number of epochs: no two seeds share an epoch's random numbers
+SEED_STRIDE = 1_000_003  # more than any number of epochs times ranks: no two seeds share random numbers
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,13 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
 
 
 def seed_epoch(seed: int, epoch: int, loader: Any) -> None:
-    """Make the epoch's shuffling depend on nothing but seed and epoch, its augmentation also on the rank.
+    """Make the epoch's shuffling depend on nothing but seed and epoch, whatever else is drawn also on the rank.
 
     A resumed training thus repeats the epoch in hand bit for bit, with no random state kept.
     """
     loader.set_epoch(epoch)
-    set_seed(seed * SEED_STRIDE + epoch, device_specific=True)
+    # `device_specific` adds the rank: no two pairs of epoch and rank share random numbers either.
+    set_seed(seed * SEED_STRIDE + epoch * process().num_processes, device_specific=True)
 
 
 class Training:
@@ -93,6 +95,8 @@ class Training:
         loader = DataLoader(
             data.train, settings.batch_size, shuffle=not self.sampler, sampler=self.sampler, collate_fn=collated
         )
+        if settings.sync_batchnorm:
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         if settings.channels_last:
             network.backbone.to(memory_format=torch.channels_last)
         if settings.compile:
@@ -124,8 +128,9 @@ class Training:
             losses.append(loss.detach())
             seen += len(target) * accelerator.num_processes
         mean_loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-        if not math.isfinite(mean_loss):
-            raise UserError(f"the loss is {mean_loss} in epoch {epoch + 1}; a lower train.lr may help")
+        with together():
+            if not math.isfinite(mean_loss):
+                raise UserError(f"the loss is {mean_loss} in epoch {epoch + 1}; a lower train.lr may help")
         return {"loss": mean_loss, "lr": rate, "images_per_second": seen / (time.perf_counter() - began)}
 
     def _draw(self, count: int, power: float) -> tuple[Tensor, Tensor]:
@@ -156,28 +161,31 @@ def train_cell(
         The measured part of the cell's results.json.
     """
     set_seed(cell.seed * SEED_STRIDE)
-    data = DATASETS[config.data.name](config.data, cell.seed)
-    network = build_network(config, cell.method, data.channels, data.num_classes)
-    settings = network.method.schedule(config)
-    optimizer = SGD(
-        network.parameter_groups(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
-    progress, rows = Progress(cell.seed), []
-    if (cell.directory / checkpoint.FILE).exists():
-        progress = checkpoint.load(cell.directory, network, optimizer)
-        rows = _rows(cell.directory / METRICS, progress.epochs_done)
-    started(progress.epochs_done)
-    # A second stage without training follows from the first in one go.
-    begun = {} if progress.epochs_done else begin_second_stage(network, config, cell.seed, accelerator)
+    with together():
+        data = DATASETS[config.data.name](config.data, cell.seed)
+        network = build_network(config, cell.method, data.channels, data.num_classes)
+        settings = network.method.schedule(config)
+        optimizer = SGD(
+            network.parameter_groups(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        progress, rows = Progress(cell.seed), []
+        if (cell.directory / checkpoint.FILE).exists():
+            progress = checkpoint.load(cell.directory, network, optimizer, accelerator.scaler)
+            rows = _rows(cell.directory / METRICS, progress.epochs_done)
+        started(progress.epochs_done)
+        # A second stage without training follows from the first in one go.
+        begun = {} if progress.epochs_done else begin_second_stage(network, config, cell.seed, accelerator)
 
     training = Training(data, network, optimizer, config, accelerator, cell.seed)
     began = time.perf_counter() - progress.seconds
 
+    @together()
     def save() -> None:
         if accelerator.is_main_process:
             # Metrics first: lines without a checkpoint are dropped on resumption, the reverse would be a gap.
             write_atomic(cell.directory / METRICS, "".join(dumps(row) + "\n" for row in rows))
-            checkpoint.save(cell.directory, accelerator.unwrap_model(training.model), training.optimizer, progress)
+            trained = accelerator.unwrap_model(training.model)
+            checkpoint.save(cell.directory, trained, training.optimizer, progress, accelerator.scaler)
 
     if not settings.epochs:
         save()

@@ -12,7 +12,7 @@ from tde_trainer import checkpoint
 from tde_trainer.config import config_from
 from tde_trainer.data import DATASETS, LongTailedData
 from tde_trainer.device import make_accelerator
-from tde_trainer.evaluate import Features, extract
+from tde_trainer.evaluate import Features, extract, extract_alone
 from tde_trainer.feature_file import FILE, FeatureFile, load_features, save_features
 from tde_trainer.methods import METHODS, Method
 from tde_trainer.network import Network, build_network
@@ -24,13 +24,14 @@ class TrainedCell:
 
     Args:
         result: its folder and results.json.
-        accelerator: where to compute; default: as it was trained.
+        accelerator: whose ranks share the work; default: this process does it all, whatever the others do.
     """
 
     def __init__(self, result: Result, accelerator: Accelerator | None = None) -> None:
         self.result = result
         self.config = config_from(result.values["config"])
-        self.accelerator = accelerator or make_accelerator(self.config.precision)
+        self._accelerator = accelerator
+        self.device = (accelerator or make_accelerator(self.config.precision)).device
         self._features: dict[str, Features] = {}
 
     @property
@@ -47,14 +48,14 @@ class TrainedCell:
     def class_counts(self) -> Tensor:
         """Training images of each class, ``[C]`` int64."""
         counts = self._kept.class_counts if self._kept else self.data.class_counts
-        return counts.to(self.accelerator.device)
+        return counts.to(self.device)
 
     @cached_property
     def network(self) -> Network:
         """In evaluation mode, on the device."""
         network = build_network(self.config, self.result.method, self.data.channels, self.data.num_classes)
         checkpoint.load(self.result.directory, network)
-        return network.to(self.accelerator.device).eval()
+        return network.to(self.device).eval()
 
     @cached_property
     def head(self) -> FusedTDEHead:
@@ -64,7 +65,7 @@ class TrainedCell:
         width = next(iter(self._kept.splits.values())).x.shape[1]
         head = self.method.build_head(width, len(self._kept.class_counts), self.config.head, self.config.loss)
         checkpoint.load_part(self.result.directory, "head", head)
-        return head.to(self.accelerator.device).eval()
+        return head.to(self.device).eval()
 
     def features(self, split: str) -> Features:
         """Of every sample of ``train`` (without augmentation), ``val`` or ``test``: kept ones, or extracted now."""
@@ -89,11 +90,11 @@ class TrainedCell:
         return kept if kept.checkpoint == checkpoint.fingerprint(self.result.directory) else None
 
     def _extracted(self, split: str) -> Features:
-        data = self.data
-        batch_size = self.config.train.batch_size
-        found: Features = extract(self.network, getattr(data, split), data.pipeline, batch_size, self.accelerator)
+        images, pipeline, batch_size = getattr(self.data, split), self.data.pipeline, self.config.train.batch_size
+        if self._accelerator is None:
+            return extract_alone(self.network, images, pipeline, batch_size, self.device)
+        found: Features = extract(self.network, images, pipeline, batch_size, self._accelerator)
         return found
 
     def _moved(self, features: Features) -> Features:
-        device = self.accelerator.device
-        return Features(features.x.to(device), features.y.to(device))
+        return Features(features.x.to(self.device), features.y.to(self.device))

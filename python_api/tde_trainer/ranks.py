@@ -1,0 +1,42 @@
+"""Several processes, as `torchrun` or `accelerate launch` start them: they fail together, and one says why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from tde_trainer.errors import UserError
+
+# Without it accelerate takes the processes that torchrun starts on a machine without GPUs for strangers.
+ON_CPU = not torch.accelerator.is_available()
+
+
+def process() -> PartialState:
+    """This process: its rank, and how many there are."""
+    return PartialState(cpu=ON_CPU)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """All processes leave the block at the same time; where one of them meets a `UserError`, none goes on.
+
+    It is for what may fail on one process alone, such as writing, while the others would wait for it, and for what
+    fails on every process, which should be said once. The main process raises the error. The others leave without a
+    word and with exit code 0: at any other a launcher ends the job, perhaps before the main process has spoken.
+
+    Raises:
+        UserError: that of the first process that met one.
+    """
+    met: list[str | None] = [None]
+    try:
+        yield
+    except UserError as error:
+        met = [str(error)]
+    main = process().is_main_process
+    for message in gather_object(met):
+        if message is not None:
+            raise UserError(message) if main else SystemExit(0)
