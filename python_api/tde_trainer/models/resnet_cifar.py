@@ -31,6 +31,13 @@ class BasicBlock(nn.Module):
         return relu(out + x)
 
 
+class Branches(nn.ModuleList):
+    """Modules side by side, their maps one after the other along the channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self], 1)
+
+
 class ResNetCifar(nn.Module):
     """Images ``[B, channels, H, W]`` to features ``[B, 64 * branches]``.
 
@@ -52,14 +59,14 @@ class ResNetCifar(nn.Module):
             nn.Conv2d(channels, STAGES[0], 3, padding=1, bias=False), nn.BatchNorm2d(STAGES[0]), nn.ReLU()
         )
         self.trunk = nn.Sequential(*blocks)
-        self.branches = nn.ModuleList(BasicBlock(width_in, width_in, 1) for _ in range(branches))
+        self.branches = Branches(BasicBlock(width_in, width_in, 1) for _ in range(branches))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        shared = self.trunk(self.stem(images))
-        return torch.cat([branch(shared).mean((2, 3)) for branch in self.branches], 1)
+        maps: Tensor = self.branches(self.trunk(self.stem(images)))
+        return maps.mean((2, 3))
 
 
 def resnet32(config: ModelConfig, channels: int) -> Backbone:
