@@ -17,6 +17,7 @@ from tde_trainer.compare import compare
 from tde_trainer.config import load_config, recipe_names, recipe_text
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
+from tde_trainer.gradcam.command import gradcam
 from tde_trainer.grid import grid_table, plan, run_grid
 from tde_trainer.pages import write_results_page
 from tde_trainer.posthoc import commands as posthoc
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.add_typer(study, name="study")
 app.command()(posthoc.features)
 app.command(name="fit-direction")(posthoc.fit_direction)
+app.command()(gradcam)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, or of one training in it.")]
 RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")]
