@@ -29,7 +29,7 @@ CHOICES = {
 # What the user may write for a key of ours: one method, and a word that Python keeps for itself.
 ALIASES = {"method": "methods", "from": "stage_one"}
 # These say where and how to run, not what to compute: a resumed run may change them.
-NOT_PART_OF_A_RUN = ("out", "resume", "overwrite")
+NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "data.workers")
 
 
 def recipe_names() -> list[str]:

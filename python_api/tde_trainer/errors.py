@@ -9,6 +9,10 @@ from difflib import get_close_matches
 class UserError(Exception):
     """Shown by the command line as a single line without a traceback; exit code 2."""
 
+    def __init__(self, message: str) -> None:
+        # A data loader raises the error of a worker anew, with the worker's whole traceback for a message.
+        super().__init__(message.rstrip().rpartition(f"{__name__}.{type(self).__name__}: ")[2])
+
 
 def unknown(what: str, given: str, known: Iterable[str]) -> UserError:
     """An error for an unknown name, with the nearest known one as a suggestion.

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from tde_kernels import FusedTDEHead
-from tde_trainer.data import ImageDataset, Pipeline, collated
+from tde_trainer.data import Images, Pipeline, make_loader
+from tde_trainer.data.base import UNREADABLE
 from tde_trainer.metrics import GROUPS, group_accuracy, per_class_accuracy
 from tde_trainer.network import Network
 from tde_trainer.schema import HeadConfig
@@ -31,21 +31,21 @@ class Features:
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # one pass is not worth compiling for
 def extract(
-    network: torch.nn.Module, dataset: ImageDataset, pipeline: Pipeline, batch_size: int, accelerator: Accelerator
+    network: torch.nn.Module, images: Images, pipeline: Pipeline, batch_size: int, accelerator: Accelerator
 ) -> Features:
-    """Features of every sample, on every rank, in evaluation mode; each rank computes its part of a batch."""
+    """Features of every image that can be read, on every rank; each computes its part of a batch."""
     ranks = accelerator.num_processes
     divisible = -(-batch_size // ranks) * ranks
-    loader = accelerator.prepare(DataLoader(dataset, divisible, collate_fn=collated))
+    loader = accelerator.prepare(make_loader(images.evaluated(), divisible))
     return _joined(accelerator.gather_for_metrics(part) for part in _batches(network, loader, pipeline))
 
 
 @torch.no_grad()
 def extract_alone(
-    network: torch.nn.Module, dataset: ImageDataset, pipeline: Pipeline, batch_size: int, device: torch.device
+    network: torch.nn.Module, images: Images, pipeline: Pipeline, batch_size: int, device: torch.device
 ) -> Features:
     """The same on this process, whatever the others do, by a network on ``device``."""
-    loader = ((x.to(device), y.to(device)) for x, y in DataLoader(dataset, batch_size, collate_fn=collated))
+    loader = ((x.to(device), y.to(device)) for x, y in make_loader(images.evaluated(), batch_size))
     return _joined(_batches(network, loader, pipeline))
 
 
@@ -58,8 +58,9 @@ def _batches(
 
 
 def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> Features:
-    xs, ys = zip(*parts, strict=True)
-    return Features(torch.cat(xs), torch.cat(ys))
+    x, y = (torch.cat(part) for part in zip(*parts, strict=True))
+    readable = y != UNREADABLE
+    return Features(x[readable], y[readable])
 
 
 def alpha_grid(config: HeadConfig) -> list[float]:

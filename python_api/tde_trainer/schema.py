@@ -24,6 +24,8 @@ class DataConfig:
     subset_seed: int = _bounded(0, 0, 2**32 - 1)  # which images are kept; 0: the published ones (CIFAR)
     image_size: int = _bounded(32, 1)  # that images are resampled to
     skip_corrupt: bool = False  # leave out images that cannot be read
+    lists: str = ""  # folder of the list files (imagenet_lt, places_lt, list_lt); empty: the root
+    workers: int = _bounded(0, 0)  # processes that read images (data sets of list files); 0: none but the trainer's
     val_per_class: int = _bounded(20, 1)
     test_per_class: int = _bounded(40, 1)  # digits_lt; elsewhere all that validation leaves
     note: str = ""  # what to say beside every figure: of copies, or of another source

@@ -16,11 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.optim import SGD
-from torch.utils.data import DataLoader
 
 from tde_trainer import checkpoint
 from tde_trainer.checkpoint import Progress
-from tde_trainer.data import DATASETS, LongTailedData, collated
+from tde_trainer.data import DATASETS, LongTailedData, make_loader
 from tde_trainer.device import describe
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import evaluate, extract
@@ -74,6 +73,7 @@ def seed_epoch(seed: int, epoch: int, loader: Any) -> None:
     loader.set_epoch(epoch)
     # `device_specific` adds the rank: no two pairs of epoch and rank share random numbers either.
     set_seed(seed * SEED_STRIDE + epoch * process().num_processes, device_specific=True)
+    loader.dataset.seed = torch.initial_seed()
 
 
 class Training:
@@ -92,9 +92,7 @@ class Training:
         self.sampler = None
         if settings.sampler != "instance":
             self.sampler = ClassSampler(settings.sampler, data.train.labels, seed, settings.epochs)
-        loader = DataLoader(
-            data.train, settings.batch_size, shuffle=not self.sampler, sampler=self.sampler, collate_fn=collated
-        )
+        loader = make_loader(data.train, settings.batch_size, shuffle=not self.sampler, sampler=self.sampler)
         if settings.sync_batchnorm:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         if settings.channels_last:

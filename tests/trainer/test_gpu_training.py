@@ -10,7 +10,7 @@ from tde_trainer.methods import METHODS, Stage
 from tde_trainer.network import build_network
 from torch import Tensor
 
-PIPELINE = Pipeline((0.5,) * 3, (0.25,) * 3, padding=1, flip=True)
+PIPELINE = Pipeline((0.5,) * 3, (0.25,) * 3, padding=1, flip=True, jitter=0.4)
 
 
 @pytest.mark.gpu

@@ -15,6 +15,7 @@ from tde_trainer.network import build_network
 from tde_trainer.train import Training
 from torch import Tensor
 from torch.optim import SGD
+from torchvision.transforms.v2 import functional
 from trainer_tools import TINY
 
 BYTES = Pipeline([0.0] * 2, [1 / 255] * 2, padding=1, flip=True)  # leaves the values of the bytes as they are
@@ -106,6 +107,37 @@ def test_padding_is_black_not_the_mean() -> None:
     pipeline = Pipeline([0.5], [0.25], padding=1)
     seen = pipeline(torch.full((200, 1, 2, 2), 255, dtype=torch.uint8), training=True)
     assert set(seen.flatten().tolist()) == {-2.0, 2.0}
+
+
+COLOURS = Pipeline([0.0] * 3, [1.0] * 3, jitter=0.4)
+
+
+def test_colours_are_scaled_as_torchvision_does_it() -> None:
+    images = torch.randint(256, (20, 3, 5, 6), dtype=torch.uint8)
+    torch.manual_seed(1)
+    seen = COLOURS(images, training=True)
+    torch.manual_seed(1)
+    factors = torch.empty(3, 20).uniform_(0.6, 1.4)
+    for image, look, (brightness, contrast, saturation) in zip(images, seen, factors.T.tolist(), strict=True):
+        wanted = functional.adjust_brightness(image.double() / 255, brightness)
+        wanted = functional.adjust_saturation(functional.adjust_contrast(wanted, contrast), saturation)
+        torch.testing.assert_close(look.double(), wanted, rtol=0, atol=1e-6)
+
+
+def test_every_sample_has_a_brightness_of_its_own() -> None:
+    grey = torch.full((2000, 3, 2, 2), 100, dtype=torch.uint8)  # which contrast and saturation leave as it is
+    seen = COLOURS(grey, training=True).flatten(1) * 2.55
+    assert (seen - seen[:, :1]).abs().max() < 1e-5
+    factors = seen[:, 0]
+    assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4 and abs(factors.mean() - 1) < 0.02
+
+
+def test_colours_stay_within_bounds_and_are_left_alone_in_evaluation() -> None:
+    images = torch.randint(256, (50, 3, 4, 4), dtype=torch.uint8)
+    seen = COLOURS(images, training=True)
+    assert seen.min() == 0 and seen.max() == 1
+    torch.testing.assert_close(COLOURS(images, training=False), images / 255)
+    assert COLOURS(images[:0], training=True).shape == (0, 3, 4, 4)
 
 
 def test_the_same_seed_gives_the_same_batch_and_another_another() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +13,40 @@ from tde_trainer.data.pipeline import Pipeline
 from tde_trainer.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
+UNREADABLE = -1  # the label of an image to be left out of an evaluation
 
 
-class ImageDataset(Dataset[Batch]):
+class Images(Dataset[Batch]):
+    """Labelled images, all of one size, read by the batch: ``[B, channels, height, width]`` uint8 and ``[B]`` int64.
+
+    Attributes:
+        labels: ``[N]`` int64.
+        channels: of an image.
+        seed: what is random in a batch follows from this and the batch's indices.
+        workers: processes that a data loader reads them with; 0: its own. Of no matter to what is read.
+    """
+
+    labels: Tensor
+    channels: int
+    seed: int = 0
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        raise NotImplementedError
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """What a ``DataLoader`` calls for a batch, and passes on as it is."""
+        return self[torch.as_tensor(indices)]
+
+    def evaluated(self) -> Images:
+        """The same images as an evaluation sees them: nothing is random."""
+        return self
+
+
+class ImageDataset(Images):
     """Images held in memory as bytes; a batch of any of them is one indexing operation.
 
     Args:
@@ -25,22 +55,10 @@ class ImageDataset(Dataset[Batch]):
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
+        self.images, self.labels, self.channels = images, labels, images.shape[1]
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int | Tensor) -> Batch:
+    def __getitem__(self, index: Tensor) -> Batch:
         return self.images[index], self.labels[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The images and labels of a batch: what a ``DataLoader`` calls, and passes on with `collated`."""
-        return self[torch.as_tensor(indices)]
-
-
-def collated(batch: Any) -> Any:
-    """A batch of `ImageDataset` is one already."""
-    return batch
 
 
 @dataclass(frozen=True)
@@ -53,9 +71,9 @@ class LongTailedData:
         UserError: a class has no training image.
     """
 
-    train: ImageDataset
-    val: ImageDataset
-    test: ImageDataset
+    train: Images
+    val: Images
+    test: Images
     class_names: tuple[str, ...]
     pipeline: Pipeline
 
@@ -72,7 +90,7 @@ class LongTailedData:
     @property
     def channels(self) -> int:
         """Of an image."""
-        return self.train.images.shape[1]
+        return self.train.channels
 
     @property
     def class_counts(self) -> Tensor:

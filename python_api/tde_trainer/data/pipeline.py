@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 
 @cache  # a copy to the device for every batch would wait for it
@@ -19,27 +20,33 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Random crop and flip in training, then ``(image / 255 - mean) / std`` per channel.
+    """Random crop, flip and colours in training, then ``(image / 255 - mean) / std`` per channel.
 
     Args:
         mean, std: per channel, of images in 0 .. 1.
         padding: black pixels added on every side, of which the crop leaves as many out again.
         flip: mirror half of the images left to right.
+        jitter: brightness, contrast and saturation, in this order, are scaled by factors from ``1 - jitter`` to
+            ``1 + jitter``, as torchvision's ``ColorJitter`` does; for images of three channels.
     """
 
     mean: Sequence[float]
     std: Sequence[float]
     padding: int = 0
     flip: bool = False
+    jitter: float = 0.0
 
     def __call__(self, images: Tensor, *, training: bool) -> Tensor:
         """``images [B, channels, H, W]`` uint8 as float32."""
         if training and (self.padding or self.flip):
-            images = self._augmented(images)
+            images = self._moved(images)
+        pixels = images.float()
+        if training and self.jitter:
+            pixels = self._coloured(pixels)
         mean, std = (_per_channel(tuple(a), images.device) for a in (self.mean, self.std))
-        return (images.float() - mean) / std
+        return (pixels - mean) / std
 
-    def _augmented(self, images: Tensor) -> Tensor:
+    def _moved(self, images: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
         device = images.device
 
@@ -54,3 +61,14 @@ class Pipeline:
         sample = torch.arange(batch, device=device)[:, None, None, None]
         channel = torch.arange(channels, device=device)[:, None, None]
         return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+    def _coloured(self, pixels: Tensor) -> Tensor:
+        shape = (3, len(pixels), 1, 1, 1)
+        brightness, contrast, saturation = torch.empty(shape, device=pixels.device).uniform_(
+            1 - self.jitter, 1 + self.jitter
+        )
+        pixels = (brightness * pixels).clamp(0, 255)
+        mean: Tensor = rgb_to_grayscale(pixels).mean((1, 2, 3), keepdim=True)
+        pixels = mean.lerp(pixels, contrast).clamp(0, 255)
+        grey: Tensor = rgb_to_grayscale(pixels)
+        return grey.lerp(pixels, saturation).clamp(0, 255)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tde_trainer.data.base import ImageDataset
+from tde_trainer.data.base import Images
 from tde_trainer.errors import UserError
 
 
@@ -17,13 +17,13 @@ class Source(NamedTuple):
 
     labels: Tensor  # [N] int64
     class_names: tuple[str, ...]
-    read: Callable[[Tensor], ImageDataset]  # of indices [n] int64; leaves out what is unreadable and to be skipped
+    read: Callable[[Tensor], Images]  # of indices [n] int64; leaves out what is unreadable and to be skipped
 
     def counts(self) -> list[int]:
         """Samples of every class."""
         return torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
 
-    def held_out(self, per_class: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    def held_out(self, per_class: int, seed: int) -> tuple[Images, Images]:
         """``per_class`` random samples of every class, for validation, and all the others.
 
         Raises:
