@@ -46,13 +46,18 @@ def draw_gradcam(paths: Sequence[Path], count: int, out: Path) -> str:
     if count < 1:
         raise UserError(f"--images must be at least 1, got {count}")
     cells = cells_of(paths)
-    _check_same_images(cells)
+    for cell in cells[1:]:
+        if not torch.equal(cell.data.test.labels, cells[0].data.test.labels):
+            raise _other_images(cell, cells[0])
     chosen = choose(cells, count)
-    columns: dict[str, ActivationMaps] = {}
-    for name, cell in zip(_names(cells), cells, strict=True):
-        columns |= _maps(name, cell, chosen.index)
     data = cells[0].data
     images, labels = data.test[chosen.index]
+    columns: dict[str, ActivationMaps] = {}
+    for name, cell in zip(_names(cells), cells, strict=True):
+        shown, _ = cell.data.test[chosen.index]
+        if not torch.equal(shown, images):
+            raise _other_images(cell, cells[0])
+        columns |= _maps(name, cell, shown)
     caption = f"Grad-CAM for the class that each network predicts, every map scaled to its own range. {chosen.how}"
     write_atomic(out, draw_maps(Shown(images, labels.tolist(), data.class_names, columns, caption)))
     return caption
@@ -106,24 +111,19 @@ def alpha_of(cell: TrainedCell) -> float | None:
     return alpha and float(alpha["value"])
 
 
-def _maps(name: str, cell: TrainedCell, index: Tensor) -> dict[str, ActivationMaps]:
-    images = cell.data.test.images[index].to(cell.device)
-    pixels = cell.data.pipeline(images, training=False)
+def _maps(name: str, cell: TrainedCell, images: Tensor) -> dict[str, ActivationMaps]:
+    pixels = cell.data.pipeline(images.to(cell.device), training=False)
     strengths = {name: 0.0}
     if (alpha := alpha_of(cell)) is not None:
         strengths[f"{name} + TDE"] = alpha
     return {title: activation_maps(Classifier(cell.network, alpha), pixels) for title, alpha in strengths.items()}
 
 
-def _check_same_images(cells: Sequence[TrainedCell]) -> None:
-    first = cells[0]
-    for cell in cells[1:]:
-        ours, theirs = first.data.test, cell.data.test
-        if not torch.equal(ours.images, theirs.images) or not torch.equal(ours.labels, theirs.labels):
-            raise UserError(
-                f"{cell.result.directory} was tested on other images than {first.result.directory}; wanted are runs "
-                "of the same data, image size and test split"
-            )
+def _other_images(cell: TrainedCell, first: TrainedCell) -> UserError:
+    return UserError(
+        f"{cell.result.directory} was tested on other images than {first.result.directory}; wanted are runs of "
+        "the same data, image size and test split"
+    )
 
 
 def _names(cells: Sequence[TrainedCell]) -> list[str]:
