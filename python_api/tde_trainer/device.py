@@ -24,7 +24,7 @@ def make_accelerator(precision: str) -> Accelerator:
     return Accelerator(
         cpu=ON_CPU,
         mixed_precision="no" if precision == "fp32" else precision,
-        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, non_blocking=True),
     )
 
 

@@ -146,6 +146,11 @@ class TestByValue:
             ["mixup", "ours", "50.0", "40.0", "30.0", "40.0"],
         ]
 
+    def test_any_lists_are_not_taken_for_the_published_ones(self, kept: Kept) -> None:
+        run = kept("run", {**RESNEXT, "data": {"name": "list_lt"}}, {"lws": (0.6, 0.5, None, 0.5)})
+        (comparison,) = compare([run], published_table(2))
+        assert "ours from a tree of images, not compared" in comparison.setting and not comparison.of_value
+
     def test_rows_go_by_the_tables_own_settings(self, kept: Kept) -> None:
         rows = {"cosine": (0.7, 0.4, 0.1, 0.5), "cosine + TDE": (0.6, 0.5, 0.3, 0.5)}
         one, two, four = (kept(f"{k}", {**RESNEXT, "head": {"num_heads": k}}, rows) for k in (1, 2, 4))
