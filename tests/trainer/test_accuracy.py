@@ -81,7 +81,7 @@ def test_an_alpha_in_the_config_is_taken_as_it_is(head: FusedTDEHead) -> None:
 
 
 def test_alpha_does_not_depend_on_the_test_data(head: FusedTDEHead) -> None:
-    network, val = Network(torch.nn.Identity(), head, METHODS["deconfound"]), features(2)
+    network, val = Network(torch.nn.Identity(), torch.nn.Identity(), head, METHODS["deconfound"]), features(2)
     results = [evaluate(network, val, test, COUNTS, HeadConfig()) for test in (features(3), features(4))]
     assert results[0]["accuracy"] != results[1]["accuracy"]
     assert results[0]["alpha"] == results[1]["alpha"]

@@ -92,5 +92,5 @@ def test_a_tree_that_is_long_tailed_already(tmp_path: Path, tde: Tde) -> None:
     run = tmp_path / "run"
     result = tde("train", "tiny_imagenet_lt", *few, "methods=[deconfound]", f"data.root={tree}", f"out={run}")
     assert result.exit_code == 0, result.output
-    assert "folder_lt: 18 training images, per class [12, 5, 1]" in result.output
+    assert "folder_lt, training images per class: 12, 5, 1: 3 classes, 18 images" in result.output
     assert json.loads((run / "deconfound/seed0/results.json").read_text())["class_names"][2] == "class02"
