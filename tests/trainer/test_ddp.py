@@ -37,6 +37,7 @@ TRAINING = ["train.batch_size=64", f"train.epochs={EPOCHS}", "train.warmup_epoch
 RECIPE = ["train", "digits_lt", *DATA, *TRAINING]
 ALL, ONE = "methods=[deconfound,class_balanced,bbn]", "method=deconfound"
 STAGE_TWO = ["methods=[tau_norm,crt]", "stage_two.epochs=2"]
+GRID = ["head.tau=8,16", "train.epochs=1", "train.batch_size=100"]
 ERRORS = {
     "in use": "is not empty: resume=true",
     "not divided": "train.batch_size=33 is the batch of all processes together: it must be a multiple of",
@@ -92,7 +93,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory, tde: Tde) -> Iterator[Lau
             REPORTED: [*RECIPE, ALL, f"out={folder / 'two'}"],
             "resumed": [*RECIPE, ONE, f"out={folder / 'begun by one'}", "resume=true"],
             "stage two": [*RECIPE, *STAGE_TWO, f"from={folder / 'one/class_balanced'}", f"out={folder / 'stage two'}"],
-            "grid": ["grid", *RECIPE[1:], "head.tau=8,16", "train.epochs=1", f"out={folder / 'grid'}"],
+            "grid": ["grid", *RECIPE[1:], *GRID, f"out={folder / 'grid'}"],
             "in use": [*RECIPE, ALL, f"out={folder / 'one'}"],
             "not divided": [*RECIPE, "train.batch_size=33", f"out={folder / 'none'}"],
             "unknown": [*RECIPE, "train.rate=1"],
@@ -211,6 +212,8 @@ def test_a_grid(launched: Launched) -> None:
     assert [rank["grid"]["exit_code"] for rank in launched.ranks] == [0, 0]
     rows = json.loads((launched.folder / "grid/grid.json").read_text())["rows"]
     assert len(rows) == 2 * (1 + 3)  # without TDE, and at three alphas
+    # 384 images by 100: the last batch is filled up for both, and there are as many steps as in one process.
+    assert launched.network("grid/head.tau=8")["head.num_updates"] == 4
 
 
 @pytest.mark.parametrize("job", ERRORS)
