@@ -79,7 +79,7 @@ def train(
 
       tde train digits_lt method=crt from=runs/digits_lt      [dim]# a second stage[/dim]
 
-      accelerate launch -m tde_trainer train digits_lt
+      torchrun --nproc-per-node gpu -m tde_trainer train digits_lt      [dim]# every GPU[/dim]
     """
     console = Console()
     with together():
