@@ -28,6 +28,7 @@ from tde_trainer.progress import Reporter
 from tde_trainer.ranks import together
 from tde_trainer.report import how_made, write_report
 from tde_trainer.schema import Config
+from tde_trainer.shares import check_shares
 from tde_trainer.stage_one import TrainedStage
 from tde_trainer.table import counts_in_words
 from tde_trainer.train import Cell, train_cell
@@ -71,6 +72,7 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
     with together():
         check_trainable(config, accelerator)
         data = DATASETS[config.data.name](config.data, config.seeds[0])
+        check_shares(config.train.batch_size, len(data.train), accelerator.num_processes)
         for method in config.methods:
             build_network(config, method, data.channels, data.num_classes)
         for seed in config.seeds if config.stage_one else []:

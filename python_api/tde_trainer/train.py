@@ -16,10 +16,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.optim import SGD
+from torch.utils.data import RandomSampler
 
 from tde_trainer import checkpoint
 from tde_trainer.checkpoint import Progress
-from tde_trainer.data import DATASETS, LongTailedData, make_loader
+from tde_trainer.data import DATASETS, LongTailedData
 from tde_trainer.device import describe
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import evaluate, extract
@@ -29,6 +30,7 @@ from tde_trainer.network import Network, build_network
 from tde_trainer.ranks import process, together
 from tde_trainer.samplers import ClassSampler
 from tde_trainer.schema import Config, TrainConfig
+from tde_trainer.shares import RankBatches, training_loader
 from tde_trainer.stage_one import begin_second_stage
 
 METRICS = "metrics.jsonl"
@@ -92,14 +94,20 @@ class Training:
         self.sampler = None
         if settings.sampler != "instance":
             self.sampler = ClassSampler(settings.sampler, data.train.labels, seed, settings.epochs)
-        loader = make_loader(data.train, settings.batch_size, shuffle=not self.sampler, sampler=self.sampler)
+        self.batches = RankBatches(
+            self.sampler or RandomSampler(data.train),
+            settings.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        self.loader = training_loader(data.train, self.batches, accelerator)
         if settings.sync_batchnorm:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         if settings.channels_last:
             network.backbone.to(memory_format=torch.channels_last)
         if settings.compile:
             network.backbone.compile()
-        self.model, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
+        self.model, self.optimizer = accelerator.prepare(network, optimizer)
         self.data, self.config, self.accelerator, self.seed = data, config, accelerator, seed
         self.method = network.method
         self.class_counts = data.class_counts.to(accelerator.device)
@@ -112,7 +120,7 @@ class Training:
             self.sampler.set_epoch(epoch)
         stage = Stage(self.class_counts, epoch / settings.epochs, self.config.loss)
         self.model.train()
-        began, losses, seen, rate = time.perf_counter(), [], 0, 0.0
+        began, losses, rate = time.perf_counter(), [], 0.0
         for step, (images, target) in enumerate(self.loader):
             rate = learning_rate(epoch * len(self.loader) + step, len(self.loader), settings)
             for group in self.optimizer.param_groups:
@@ -120,16 +128,16 @@ class Training:
             augmented = self.data.pipeline(images, training=True)
             batch = self.method.compose(augmented, target, stage, partial(self._draw, len(target)))
             self.optimizer.zero_grad()
-            loss: Tensor = self.model(batch, stage)
+            loss: Tensor = self.model(batch, stage) * self.batches.weight(step)
             accelerator.backward(loss)
             self.optimizer.step()
             losses.append(loss.detach())
-            seen += len(target) * accelerator.num_processes
         mean_loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
         with together():
             if not math.isfinite(mean_loss):
                 raise UserError(f"the loss is {mean_loss} in epoch {epoch + 1}; a lower train.lr may help")
-        return {"loss": mean_loss, "lr": rate, "images_per_second": seen / (time.perf_counter() - began)}
+        speed = len(self.data.train) / (time.perf_counter() - began)
+        return {"loss": mean_loss, "lr": rate, "images_per_second": speed}
 
     def _draw(self, count: int, power: float) -> tuple[Tensor, Tensor]:
         """See `methods.Draw`. On the CPU, where images and labels are."""

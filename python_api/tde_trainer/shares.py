@@ -1,0 +1,81 @@
+"""How the ranks share out a batch, so that a recipe means the same on any number of them.
+
+Accelerate fills up the last batch of an epoch with images from its beginning; here it stays as small as it is in one
+process, and every rank has its share of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import BatchSampler, Sampler
+
+from tde_trainer.data import make_loader
+from tde_trainer.data.base import Images
+from tde_trainer.errors import UserError
+
+LEAST = 2  # images of a rank: batch norm has no statistics of one
+
+
+def check_shares(batch_size: int, images: int, ranks: int) -> None:
+    """Whether every rank gets its share of an epoch's last batch.
+
+    Args:
+        batch_size: over all ranks, which divide it.
+        images: of an epoch.
+        ranks: processes.
+
+    Raises:
+        UserError: it is too small for them.
+    """
+    last = images % batch_size
+    if ranks > 1 and 0 < last < LEAST * ranks:
+        raise UserError(
+            f"train.batch_size={batch_size} leaves {last} of {images} training images for an epoch's last batch: "
+            f"wanted are at least {LEAST} for each of the {ranks} processes"
+        )
+
+
+class RankBatches(BatchSampler):
+    """This rank's part of each batch, contiguous, its length within one of the others'.
+
+    Args:
+        sampler: the same on every rank.
+        batch_size: over all ranks.
+        rank: whose batches these are.
+        ranks: how many there are.
+    """
+
+    def __init__(self, sampler: Sampler[int], batch_size: int, rank: int, ranks: int) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.rank, self.ranks = rank, ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in super().__iter__():
+            yield batch[self._part(len(batch))]
+
+    def weight(self, step: int) -> float:
+        """Of this rank's mean over its share of that batch, for the mean over ranks to be that over the batch."""
+        batch: int = min(self.batch_size, len(self.sampler) - step * self.batch_size)  # type: ignore[arg-type]
+        part = self._part(batch)
+        mine: int = part.stop - part.start
+        return mine * self.ranks / batch
+
+    def _part(self, batch: int) -> slice:
+        return slice(batch * self.rank // self.ranks, batch * (self.rank + 1) // self.ranks)
+
+
+def training_loader(images: Images, batches: RankBatches, accelerator: Accelerator) -> Any:
+    """This rank's batches on its device; a random sampler follows seed and epoch alone."""
+    return prepare_data_loader(
+        make_loader(images, batch_sampler=batches),
+        accelerator.device,
+        num_processes=1,  # they are shared out already
+        process_index=0,
+        put_on_device=True,
+        use_seedable_sampler=True,
+        non_blocking=accelerator.non_blocking,
+    )
