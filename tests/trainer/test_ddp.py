@@ -212,7 +212,7 @@ def test_a_grid(launched: Launched) -> None:
     assert [rank["grid"]["exit_code"] for rank in launched.ranks] == [0, 0]
     rows = json.loads((launched.folder / "grid/grid.json").read_text())["rows"]
     assert len(rows) == 2 * (1 + 3)  # without TDE, and at three alphas
-    # 384 images by 100: the last batch is filled up for both, and there are as many steps as in one process.
+    # 384 images by 100: the last batch is a smaller one, and there are as many steps as in one process.
     assert launched.network("grid/head.tau=8")["head.num_updates"] == 4
 
 
