@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ Batch = tuple[Tensor, Tensor]
 UNREADABLE = -1  # the label of an image to be left out of an evaluation
 
 
-class Images(Dataset[Batch]):
+class Images(Dataset[Batch], ABC):
     """Labelled images, all of one size, read by the batch: ``[B, channels, height, width]`` uint8 and ``[B]`` int64.
 
     Attributes:
@@ -34,8 +35,9 @@ class Images(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @abstractmethod
     def __getitem__(self, index: Tensor) -> Batch:
-        raise NotImplementedError
+        """The images and labels of ``index [B]`` int64."""
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """What a ``DataLoader`` calls for a batch, and passes on as it is."""
