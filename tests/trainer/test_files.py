@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 from pathlib import Path
@@ -56,3 +57,14 @@ def test_unreadable_json_names_the_file(tmp_path: Path) -> None:
         read_json(tmp_path / "half.json")
     with pytest.raises(UserError, match="no such file"):
         read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("name", ["whole.json", "whole.json.gz"])
+def test_json_is_read_plain_or_gzipped(name: str, tmp_path: Path) -> None:
+    path, text = tmp_path / name, '{"a": "é"}'.encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    assert read_json(path) == {"a": "é"}
+    if path.suffix == ".gz":
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(UserError, match=f"cannot read {path}: "):
+            read_json(path)
