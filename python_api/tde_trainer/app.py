@@ -191,7 +191,7 @@ def report(
 
 @app.command()
 def table(
-    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Of the paper's table: 2, 3, 6, 7 or 8.")],
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="Of the paper's table, 2 to 10.")],
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run directories, or results.json of runs; for 6, grids.")
     ],
@@ -203,6 +203,8 @@ def table(
       tde table 3 runs/cifar10_lt runs/cifar100_lt
 
       tde table 2 runs/imagenet_lt runs/imagenet_lt_stage_two
+
+      tde table 4 runs/lvis_v0.5 runs/lvis_v1
 
       tde table 6 runs/imagenet_lt_grid
     """

@@ -10,10 +10,12 @@ from typing import Any
 from tde_trainer import results
 from tde_trainer.config import config_from, flatten
 from tde_trainer.errors import UserError
-from tde_trainer.metrics import GROUPS
+from tde_trainer.kinds import kind_of
 from tde_trainer.published import PublishedTable
 from tde_trainer.report import how_made
 from tde_trainer.table import in_words
+
+IMAGES = {"lvis_v0.5": "published images", "lvis_v1": "published images", "shapes_lvis": "drawn shapes"}
 
 
 @dataclass(frozen=True)
@@ -21,16 +23,17 @@ class Row:
     """A method under some settings."""
 
     settings: dict[str, Any]  # the config, keys dotted, and ``method``
-    ours: dict[str, dict[str, Any]]  # by group, see `results.mean_and_spread`; in 0 .. 1
-    published: dict[str, dict[str, float]]  # by source and group; in %
+    ours: dict[str, dict[str, Any]]  # by measure, see `results.mean_and_spread`; in 0 .. 1
+    published: dict[str, dict[str, float]]  # by source and measure; in %
 
     @property
     def images(self) -> str:
         """What stands between a figure and the published one."""
+        name, layout, note = (self.settings.get(f"data.{key}") for key in ("name", "format", "note"))
         # Of the list files only those that bear a published name are looked at for being the published ones.
-        if self.settings["data.format"] == "torchvision" and self.settings["data.name"] != "list_lt":
+        if layout == "torchvision" and name != "list_lt":
             return "published images"
-        return str(self.settings["data.note"] or "a tree of images, not compared with the published ones")
+        return note or IMAGES.get(str(name), "a tree of images, not compared with the published ones")
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,14 @@ class Comparison:
     @property
     def of_value(self) -> bool:
         """Whether ours are of the published table's data and backbone. Of others only the order compares."""
-        return self.published.where.items() <= self.rows[0].settings.items()
+        return self.published.of_value(self.rows[0].settings)
 
     @property
     def place(self) -> tuple[Any, ...]:
         """What the rows have in common."""
         first = self.rows[0]
         keys = ("data.name", "data.ratio", "data.image_size", *self.published.where)
-        return (first.images, *(first.settings[key] for key in keys))
+        return (first.images, *(first.settings.get(key) for key in keys))
 
     @property
     def labels(self) -> set[tuple[str, ...]]:
@@ -63,16 +66,16 @@ class Comparison:
         first = self.rows[0].settings
         ratio = f", ratio {first['data.ratio']:g}" if "data.ratio" in self.published.keys else ""
         backbone = f", {first['model.name']}" if "model.name" in self.published.where else ""
-        seeds = _either(row.ours["overall"]["n"] for row in self.rows)
+        seeds = _either(row.ours[self.published.kind.headline]["n"] for row in self.rows)
         plural = "" if seeds == "1" else "s"
         return f"{first['data.name']}{ratio}{backbone}, {seeds} seed{plural}; ours from {self.made_from}"
 
     @property
     def made_from(self) -> str:
         """Our images, and how long they were trained on."""
-        size = self.rows[0].settings["data.image_size"]
+        size = self.rows[0].settings.get("data.image_size")  # detection keeps the images' own
         epochs = _either(row.settings["train.epochs"] for row in self.rows)
-        return f"{self.rows[0].images}, {size} x {size}, {epochs} epochs"
+        return f"{self.rows[0].images}, {f'{size} x {size}, ' if size else ''}{epochs} epochs"
 
 
 def load_summary(path: Path) -> dict[str, Any]:
@@ -101,7 +104,7 @@ def rows_of(summary: dict[str, Any], published: PublishedTable) -> list[Row]:
     config = flatten(asdict(config_from(summary["config"])))
     settings = [{**config, **row.get("settings", {}), "method": row["name"]} for row in summary["rows"]]
     return [
-        Row(own, {group: row[group] for group in GROUPS}, published.figures(own))
+        Row(own, {measure: row[measure] for measure in kind_of(summary).measures}, published.figures(own))
         for own, row in zip(settings, summary["rows"], strict=True)
     ]
 
@@ -112,12 +115,15 @@ def compare(paths: Sequence[Path], published: PublishedTable) -> list[Comparison
     Two runs with a row alike, such as trainings of other length, stand in two tables.
 
     Raises:
-        UserError: the table has no row of a run.
+        UserError: the table has no row of a run, or is of another task.
     """
     load = {"test": load_summary, "val": load_grid}[published.split]
     tables: list[Comparison] = []
     for path in paths:
-        rows = rows_of(load(path), published)
+        summary = load(path)
+        if (kind := kind_of(summary)) is not published.kind:
+            raise UserError(f"{path} is of {kind.task}; the table is of {published.kind.task}")
+        rows = rows_of(summary, published)
         if not any(row.published for row in rows):
             raise _not_in_table(path, rows, published)
         for new in _by_place(rows, published):

@@ -10,8 +10,8 @@ from tde_trainer import beside
 from tde_trainer.compare import Comparison, load_summary, rows_of
 from tde_trainer.errors import UserError
 from tde_trainer.files import write_atomic
+from tde_trainer.kinds import kind_of
 from tde_trainer.markdown import render
-from tde_trainer.metrics import GROUPS
 from tde_trainer.plots import CAPTIONS
 from tde_trainer.published import published_table
 from tde_trainer.table import lift_lines
@@ -27,7 +27,8 @@ def write_results_page(files: Sequence[Path], page: Path) -> None:
         UserError: a file is no results.json of a run.
     """
     entries = [_entry(file, page.parent) for file in files]
-    write_atomic(page, render("results.md.j2", entries=entries, groups=GROUPS, beside=beside))
+    kinds = {entry["kind"].task: entry["kind"] for entry in entries}.values()
+    write_atomic(page, render("results.md.j2", entries=entries, kinds=kinds, beside=beside))
 
 
 def _entry(file: Path, folder: Path) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def _entry(file: Path, folder: Path) -> dict[str, Any]:
     images = {f"images/{file.stem}_{figure}.png": caption for figure, caption in CAPTIONS.items()}
     return {
         **summary,
+        "kind": kind_of(summary),
         "name": file.stem,
         "remark": remark.read_text(encoding="utf-8").strip() if remark.exists() else "",
         "lifts": lift_lines(summary),
@@ -47,8 +49,8 @@ def _entry(file: Path, folder: Path) -> dict[str, Any]:
 
 
 def _compared(summary: dict[str, Any]) -> Comparison | None:
-    """The rows that stand in Table 3 of the paper, or else in its Table 2."""
-    for published in map(published_table, (3, 2)):
+    """The rows that stand in the first table of the paper that has such."""
+    for published in map(published_table, kind_of(summary).tables):
         compared = Comparison(published, [row for row in rows_of(summary, published) if row.published])
         if len(compared.rows) > 1 or (compared.rows and compared.of_value):  # one row has no order
             return compared

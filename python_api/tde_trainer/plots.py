@@ -36,14 +36,19 @@ def draw_all(groups: Groups) -> dict[str, bytes]:
 
     Lines and bars are means over seeds, bands and whiskers the sample standard deviation.
     """
-    with_tde = {name: cells for name, cells in groups.items() if all(cell["alpha"] for cell in cells)}
+    with_tde = {name: cells for name, cells in _having("sweep", groups).items() if all(cell["alpha"] for cell in cells)}
     images = {}
     if with_tde:
         images["alpha"] = _panels(with_tde, _draw_alpha)
         images["per_class"] = _panels(with_tde, _draw_per_class)
     for norm in ("feature_norm", "weight_norm"):
-        images[norm] = png(_draw_norms(groups, norm))
+        if measured := _having(norm, groups):
+            images[norm] = png(_draw_norms(measured, norm))
     return images
+
+
+def _having(key: str, groups: Groups) -> Groups:
+    return {name: cells for name, cells in groups.items() if all(key in cell for cell in cells)}
 
 
 def _panels(groups: Groups, draw: Callable[[Axes, list[dict[str, Any]]], None]) -> bytes:

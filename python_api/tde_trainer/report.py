@@ -11,7 +11,7 @@ import jinja2
 
 from tde_trainer import plots, results, table
 from tde_trainer.files import write_atomic
-from tde_trainer.metrics import GROUPS
+from tde_trainer.kinds import kind_of
 
 
 def collect(runs: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
@@ -43,7 +43,7 @@ def write_report(runs: Sequence[Path], path: Path) -> dict[str, Any]:
         loader=jinja2.PackageLoader("tde_trainer"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("report.html.j2").render(
-        groups=GROUPS,
+        kind=kind_of(summary),
         rows=summary["rows"],
         lifts=table.lift_lines(summary),
         percent=table.percent,

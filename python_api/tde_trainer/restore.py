@@ -17,6 +17,7 @@ from tde_trainer import results
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import Features, accuracy, alpha_grid, sweep
 from tde_trainer.files import dumps, write_atomic
+from tde_trainer.kinds import CLASSIFICATION
 from tde_trainer.methods import METHODS
 from tde_trainer.metrics import GROUPS, group_masks
 from tde_trainer.results import Result
@@ -66,7 +67,7 @@ def validate_run(path: Path, alphas: Sequence[float]) -> list[dict[str, Any]]:
     rows: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
     for cell in map(TrainedCell, results.finished_cells(path)):
         for alpha in (None, *alphas) if cell.method.has_tde else (None,):
-            name = cell.result.method + results.MODES["without_tde" if alpha is None else "with_tde"]
+            name = cell.result.method + CLASSIFICATION.modes["without_tde" if alpha is None else "with_tde"]
             measured = accuracy(cell.head, cell.features("val"), cell.class_counts, alpha=alpha or 0.0)
             rows.setdefault((name, alpha), []).append(measured)
     return [

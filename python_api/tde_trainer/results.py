@@ -11,12 +11,11 @@ from typing import Any
 
 from tde_trainer.errors import UserError
 from tde_trainer.files import read_json
-from tde_trainer.metrics import GROUPS
+from tde_trainer.kinds import Kind, kind_of
 
 FILE = "results.json"
 SETTINGS = "run.json"  # at the top of a run: its config and command
 GRID = "grid.json"  # at the top of a grid of runs: their validation accuracy
-MODES = {"without_tde": "", "with_tde": " + TDE"}
 
 
 @dataclass(frozen=True)
@@ -85,25 +84,38 @@ def summarize(groups: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         groups: see `by_method`; the keys become the rows' names.
 
     Returns:
-        ``rows``: one per method and inference mode; ``lift``: for each method with TDE, with minus without, paired by
-        seed, so that its spread is not that of the two rows added up.
+        ``task``; ``rows``: one per method and inference mode; ``lift``: for each method with TDE, with minus without,
+        paired by seed, so that its spread is not that of the two rows added up.
+
+    Raises:
+        UserError: the cells are of several tasks.
     """
+    kind = _kind_of_all(groups)
     rows, lift = [], {}
     for label, cells in groups.items():
-        for mode, suffix in MODES.items():
+        for mode, suffix in kind.modes.items():
             accuracies = [cell["accuracy"][mode] for cell in cells if cell["accuracy"][mode]]
             if accuracies:
-                columns = {group: mean_and_spread([a[group] for a in accuracies]) for group in GROUPS}
+                columns = {measure: mean_and_spread([a[measure] for a in accuracies]) for measure in kind.measures}
                 rows.append({"name": label + suffix, **columns})
         pairs = [c["accuracy"] for c in cells if c["accuracy"]["with_tde"]]
         if pairs:
-            lift[label] = {group: mean_and_spread([_lift(pair, group) for pair in pairs]) for group in GROUPS}
+            lift[label] = {name: mean_and_spread([_lift(pair, name) for pair in pairs]) for name in kind.measures}
             lift[label]["alpha"] = mean_and_spread([c["alpha"]["value"] for c in cells])
-    return {"rows": rows, "lift": lift}
+    return {"task": kind.task, "rows": rows, "lift": lift}
 
 
-def _lift(pair: dict[str, dict[str, Any]], group: str) -> float | None:
-    plain, direct = pair["without_tde"][group], pair["with_tde"][group]
+def _kind_of_all(groups: dict[str, list[dict[str, Any]]]) -> Kind:
+    kinds = {
+        kind.task: kind for kind in (kind_of(cell.get("config", {})) for cells in groups.values() for cell in cells)
+    }
+    if len(kinds) != 1:
+        raise UserError(f"one table holds runs of one task, got {' and '.join(kinds) or 'none'}")
+    return next(iter(kinds.values()))
+
+
+def _lift(pair: dict[str, dict[str, Any]], measure: str) -> float | None:
+    plain, direct = pair["without_tde"][measure], pair["with_tde"][measure]
     return None if plain is None or direct is None else direct - plain
 
 

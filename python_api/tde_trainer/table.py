@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from tde_trainer.kinds import kind_of
 from tde_trainer.metrics import GROUPS
 
 SHOWN_CLASSES = 20  # of more, only the largest and the smallest are listed
@@ -51,28 +52,27 @@ def counts_in_words(counts: Sequence[int]) -> str:
 
 
 def accuracy_table(summary: dict[str, Any]) -> Table:
-    """Method by group, as in Table 2 of the paper."""
-    seeds = max(row["overall"]["n"] for row in summary["rows"])
-    table = Table(title=f"Test accuracy in %, mean ± sample std over {seeds} seed{'s' if seeds > 1 else ''}")
+    """Method by measure, as in Tables 2 and 4 of the paper."""
+    kind = kind_of(summary)
+    seeds = max(row[kind.headline]["n"] for row in summary["rows"])
+    table = Table(title=f"{kind.title} in %, mean ± sample std over {seeds} seed{'s' if seeds > 1 else ''}")
     table.add_column("method")
-    for group in GROUPS:
-        table.add_column(group, justify="right")
+    for measure in kind.measures:
+        table.add_column(measure, justify="right")
     for row in summary["rows"]:
-        table.add_row(row["name"], *(percent(row[group]) for group in GROUPS))
+        table.add_row(row["name"], *(percent(row[measure]) for measure in kind.measures))
     return table
 
 
 def lift_lines(summary: dict[str, Any]) -> list[str]:
     """One sentence per method with TDE."""
-    return [
-        f"TDE on {name}: {_few(lift)}overall {percent(lift['overall'], signed=True)} points"
-        f" (alpha {lift['alpha']['mean']:.2f})"
-        for name, lift in summary["lift"].items()
-    ]
-
-
-def _few(lift: dict[str, Any]) -> str:
-    return "" if lift["few"]["mean"] is None else f"few-shot {percent(lift['few'], signed=True)}, "
+    kind, lines = kind_of(summary), []
+    for name, lift in summary["lift"].items():
+        tail = lift[kind.tail]
+        shown = "" if tail["mean"] is None else f"{kind.tail_in_words} {percent(tail, signed=True)}, "
+        shown += f"{kind.headline} {percent(lift[kind.headline], signed=True)} points"
+        lines.append(f"TDE on {name}: {shown} (alpha {lift['alpha']['mean']:.2f})")
+    return lines
 
 
 def alpha_table(name: str, curve: dict[str, Any]) -> Table:

@@ -10,28 +10,30 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from tde_trainer.errors import UserError
-from tde_trainer.metrics import GROUPS
+from tde_trainer.kinds import KINDS, Kind
 from tde_trainer.table import in_words
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """Accuracies in %, and the settings under which they were found."""
+    """Figures in %, and the settings under which they were found."""
 
     source: str  # the paper, or where else its authors published it
     settings: dict[str, Any]  # keys of the config, dotted, and ``method``, a row's name in our own tables
-    figures: dict[str, float]  # by group of classes
+    figures: dict[str, float]  # by measure
 
 
 @dataclass(frozen=True)
 class PublishedTable:
     """A table of the paper."""
 
+    kind: Kind  # of the runs that it can stand beside
     title: str
     split: str  # "test", or "val" of a grid
     where: dict[str, Any]  # settings of the whole table; what was found under others compares by order alone
+    elsewhere: dict[str, Any]  # settings whose rows stand beside a run that has none of the table's, by order alone
     keys: list[str]  # settings that tell its rows apart
-    groups: list[str]
+    groups: list[str]  # the measures that it gives
     rows: list[PublishedRow]
 
     @property
@@ -49,8 +51,17 @@ class PublishedTable:
         return tuple(in_words(settings[key]) for key in self.label_keys)
 
     def figures(self, settings: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-        """Accuracies by source and group, of the rows whose settings are among these."""
+        """Figures by source and measure, of the rows whose settings are among these."""
+        settings = {**settings, **self._instead(settings)}
         return {row.source: row.figures for row in self.rows if row.settings.items() <= settings.items()}
+
+    def of_value(self, settings: Mapping[str, Any]) -> bool:
+        """Whether figures found under these settings compare with the table's by more than their order."""
+        return self.where.items() <= settings.items() and not self._instead(settings)
+
+    def _instead(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        known = {key: [row.settings.get(key) for row in self.rows] for key in self.elsewhere}
+        return {key: value for key, value in self.elsewhere.items() if settings[key] not in known[key]}
 
 
 def numbers() -> list[int]:
@@ -69,10 +80,19 @@ def published_table(number: int) -> PublishedTable:
         raise UserError(f"no published figures of table {number}; known: {', '.join(map(str, numbers()))}")
     content: dict[str, Any] = yaml.safe_load((files(__name__) / f"table{number}.yaml").read_text(encoding="utf-8"))
     columns = content["columns"]
-    groups = [column for column in columns if column in GROUPS]
-    keys = [column for column in columns if column not in (*GROUPS, "source")]
-    rows = [_row(dict(zip(columns, row, strict=True)), keys, groups) for row in content["rows"]]
-    return PublishedTable(content["title"], content["split"], content.get("where", {}), keys, groups, rows)
+    kind = next(kind for kind in KINDS.values() if kind.headline in columns)
+    groups = [column for column in columns if column in kind.measures]
+    keys = [column for column in columns if column not in (*kind.measures, "source")]
+    return PublishedTable(
+        kind=kind,
+        title=content["title"],
+        split=content["split"],
+        where=content.get("where", {}),
+        elsewhere=content.get("elsewhere", {}),
+        keys=keys,
+        groups=groups,
+        rows=[_row(dict(zip(columns, row, strict=True)), keys, groups) for row in content["rows"]],
+    )
 
 
 def _row(values: dict[str, Any], keys: list[str], groups: list[str]) -> PublishedRow:
