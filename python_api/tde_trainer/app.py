@@ -15,6 +15,7 @@ import tde_kernels
 from tde_trainer import beside, results
 from tde_trainer.compare import compare
 from tde_trainer.config import load_config, recipe_names, recipe_text
+from tde_trainer.detection import commands as detection_commands
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.gradcam.command import gradcam
@@ -55,6 +56,7 @@ app.add_typer(study, name="study")
 app.command()(posthoc.features)
 app.command(name="fit-direction")(posthoc.fit_direction)
 app.command()(gradcam)
+app.command()(detection_commands.ap)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, or of one training in it.")]
 RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")]

@@ -108,7 +108,20 @@ def test_recipes_and_info(tde: Tde) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["grid"], ["gradcam"], ["eval"], ["sweep"], ["report"], ["table"], ["page"], ["recipes"], ["info"]],
+    [
+        [],
+        ["train"],
+        ["grid"],
+        ["gradcam"],
+        ["eval"],
+        ["sweep"],
+        ["report"],
+        ["table"],
+        ["page"],
+        ["ap"],
+        ["recipes"],
+        ["info"],
+    ],
 )
 def test_help_has_a_sentence(command: list[str], tde: Tde) -> None:
     result = tde(*command, "--help")

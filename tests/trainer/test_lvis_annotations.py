@@ -21,6 +21,8 @@ from tde_trainer.detection.annotations import (
 from tde_trainer.detection.masks import encode, masks
 from tde_trainer.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
+
 SQUARE = [[2.0, 1.0, 8.0, 1.0, 8.0, 7.0, 2.0, 7.0]]
 HOLE = {"size": [10, 12], "counts": [13, 4, 6, 1, 2, 1, 6, 4, 83]}  # a ring, column by column
 

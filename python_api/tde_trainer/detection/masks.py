@@ -12,7 +12,7 @@ from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 
 from tde_trainer.detection.annotations import Annotation
-from tde_trainer.detection.entries import Segmentation
+from tde_trainer.detection.entries import Box, Segmentation
 
 FARTHEST = 100_000  # coordinate of a polygon, in pixels
 
@@ -43,6 +43,17 @@ def run_lengths(segmentation: Segmentation, height: int, width: int) -> dict[str
     if pixels != height * width:  # nor here
         raise ValueError(f"no mask: run lengths of {pixels} pixels, wanted are {height} x {width}")
     return lengths
+
+
+def pixels(lengths: dict[str, Any]) -> float:
+    """Area of a mask, from `run_lengths`."""
+    return float(coco_mask.area(lengths))
+
+
+def box_of(lengths: dict[str, Any]) -> Box:
+    """The box around a mask, from `run_lengths`; of an empty mask without extent."""
+    left, top, width, height = map(float, coco_mask.toBbox(lengths))
+    return left, top, width, height
 
 
 def masks(annotations: Sequence[Annotation], height: int, width: int) -> Tensor:
