@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faster_coco_eval.core import mask as masks
+from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 from tde_trainer.detection import shapes
-from tde_trainer.detection.shapes import write_shapes
+from tde_trainer.detection.annotations import frequency_groups, read_annotations, trainable
+from tde_trainer.detection.masks import masks
+from tde_trainer.detection.shapes import Version, write_shapes
 from tde_trainer.detection.shapes_counts import deal, deal_splits, long_tailed_counts
 from tde_trainer.detection.shapes_drawing import HUES, KINDS, box, coverage, draw_scene
 from tde_trainer.errors import UserError
@@ -146,12 +148,12 @@ class TestFiles:
     def test_boxes_and_areas_are_those_of_the_masks(self, split: str, written: Path) -> None:
         codings = set()
         for annotation in read(written, split)["annotations"]:
-            run_lengths = masks.segmToRle(annotation["segmentation"], 64, 64)
+            run_lengths = coco_mask.segmToRle(annotation["segmentation"], 64, 64)
             codings.add((type(annotation["segmentation"]), "ring" in KINDS[annotation["category_id"] - 1]))
-            assert annotation["area"] == masks.area(run_lengths) > 0
+            assert annotation["area"] == coco_mask.area(run_lengths) > 0
             x, y, width, height = annotation["bbox"]
             assert 0 <= x < x + width <= 64.01 and 0 <= y < y + height <= 64.01
-            tight = masks.toBbox(run_lengths)
+            tight = coco_mask.toBbox(run_lengths)
             assert np.abs([x - tight[0], y - tight[1]]).max() < 1.5
             assert np.abs([x + width - tight[0] - tight[2], y + height - tight[1] - tight[3]]).max() < 1.5
         assert codings == {(list, False), (dict, True)}
@@ -160,7 +162,7 @@ class TestFiles:
         scene = draw_scene(["red_star", "orange_crescent", "yellow_ring"], 96, np.random.default_rng(0))
         labels = [KINDS.index(kind) for kind in ("red_star", "orange_crescent", "yellow_ring")]
         for annotation, outline in zip(shapes._annotations(scene, labels, 1), scene.outlines, strict=True):
-            mask = masks.decode(masks.segmToRle(annotation["segmentation"], 96, 96)).reshape(96, 96)
+            mask = coco_mask.decode(coco_mask.segmToRle(annotation["segmentation"], 96, 96)).reshape(96, 96)
             drawn = coverage(outline, 96) >= 0.5
             assert (mask & drawn).sum() / (mask | drawn).sum() > 0.9
 
@@ -188,6 +190,19 @@ class TestFiles:
     def test_a_few_training_images_are_not_exhaustive(self, written: Path) -> None:
         images = read(written, "train")["images"]
         assert 0 < sum(bool(image["not_exhaustive_category_ids"]) for image in images) < len(images) / 4
+
+    @pytest.mark.parametrize("version", ["v0.5", "v1"])
+    def test_the_reader_of_annotations_takes_them(self, version: Version, tmp_path: Path) -> None:
+        write_shapes(tmp_path, **SMALL, version=version)
+        train, test = (read_annotations(tmp_path / f"{split}.json") for split in ("train", "test"))
+        counts = train.image_counts()
+        assert [c.frequency for c in test.categories] == list(frequency_groups(counts))
+        assert counts.tolist() == [c["image_count"] for c in read(tmp_path, "test")["categories"]]
+        for image in test.images:
+            assert (tmp_path / image.file_name).is_file()
+            found = masks(test.by_image[image.id], image.height, image.width)
+            assert found.flatten(1).sum(1).tolist() == [annotation.area for annotation in test.by_image[image.id]]
+            assert all(map(trainable, test.by_image[image.id]))
 
     def test_the_older_flavour_names_files(self, written: Path, tmp_path: Path) -> None:
         write_shapes(tmp_path, **SMALL, version="v0.5")

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-from faster_coco_eval.core import mask as masks
+import torch
+from faster_coco_eval.core import mask as coco_mask
 from numpy.random import Generator, default_rng
 from PIL import Image
 
+from tde_trainer.detection.annotations import frequency_groups
+from tde_trainer.detection.entries import Segmentation
+from tde_trainer.detection.masks import encode, run_lengths
 from tde_trainer.detection.shapes_counts import deal_splits
 from tde_trainer.detection.shapes_drawing import KINDS, Outline, Scene, box, coverage, draw_scene
 from tde_trainer.errors import UserError
@@ -93,22 +96,21 @@ def _is_there(file: Path, settings: Entry) -> bool:
 
 def _categories(train: Sequence[Sequence[int]]) -> list[Entry]:
     """As in LVIS, counts and frequencies are those of training in every file."""
-    entries = []
-    for label, name in enumerate(KINDS):
-        images, instances = sum(label in held for held in train), sum(held.count(label) for held in train)
-        entries.append(
-            {
-                "id": label + 1,
-                "name": name,
-                "synonyms": [name],
-                "def": f"a {name.replace('_', ' ')}",
-                "synset": f"{name}.n.01",
-                "frequency": "r" if images <= 10 else "c" if images <= 100 else "f",
-                "image_count": images,
-                "instance_count": instances,
-            }
-        )
-    return entries
+    images = torch.tensor([sum(label in held for held in train) for label in range(len(KINDS))])
+    frequencies = frequency_groups(images)
+    return [
+        {
+            "id": label + 1,
+            "name": name,
+            "synonyms": [name],
+            "def": f"a {name.replace('_', ' ')}",
+            "synset": f"{name}.n.01",
+            "frequency": frequencies[label],
+            "image_count": int(images[label]),
+            "instance_count": sum(held.count(label) for held in train),
+        }
+        for label, name in enumerate(KINDS)
+    ]
 
 
 def _write_images(
@@ -159,17 +161,14 @@ def _annotations(scene: Scene, labels: Sequence[int], image_id: int) -> list[Ent
                 "image_id": image_id,
                 "category_id": label + 1,
                 "segmentation": segmentation,
-                "area": float(masks.area(masks.segmToRle(segmentation, side, side))),
+                "area": float(coco_mask.area(run_lengths(segmentation, side, side))),
                 "bbox": [round(value, 2) for value in (left, upper, right - left, lower - upper)],
             }
         )
     return entries
 
 
-def _segmentation(outline: Outline, side: int) -> list[list[float]] | Entry:
+def _segmentation(outline: Outline, side: int) -> Segmentation:
     if len(outline) == 1:
         return [outline[0].ravel().round(2).tolist()]
-    run_lengths = masks.encode(
-        np.asfortranarray(coverage(outline, side) >= 0.5, dtype=np.uint8)
-    )  # polygons have no holes
-    return {"size": [side, side], "counts": run_lengths["counts"].decode()}
+    return encode(torch.from_numpy(coverage(outline, side) >= 0.5))  # polygons have no holes
