@@ -18,7 +18,10 @@ memory at the peak beyond inputs and results, which on a CPU is the process's an
 that is wrong, held against the reference in float64, is not timed; nor are calls that outlast `--patience`."""
 PEERS = """\
 ¹ A plain linear head's loss on operands that are normalised already, gradients for those: less work than the head's.
-Cut Cross-Entropy's and Liger's kernels are for GPUs; on a CPU the one offers `torch.compile`, the other nothing."""
+Cut Cross-Entropy's and Liger's kernels are for GPUs; on a CPU the one offers `torch.compile`, the other nothing.
+
+² A linear layer with a bias on such operands, without the moving average; the predictor's boxes are left out. It knows
+no background-exempted inference: what a detector of torchvision does instead is plain inference."""
 
 
 ROOF = """\

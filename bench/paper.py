@@ -49,6 +49,16 @@ def exempted(x: Tensor, w: Tensor, ema: Tensor, heads: int) -> Tensor:
     return result
 
 
+def exempted_by_class(x: Tensor, w: Tensor, ema: Tensor, heads: int) -> Tensor:
+    """Eq. 9 likewise, a class at a time."""
+    p, q = (torch.softmax(z, dim=1) for z in (logits(x, w, heads), tde_logits(x, w, ema, heads)))
+    foreground = (1 - p[:, BACKGROUND]) / (1 - q[:, BACKGROUND])
+    result = torch.empty_like(p)
+    for c in range(p.shape[1]):
+        result[:, c] = p[:, c] if c == BACKGROUND else q[:, c] * foreground
+    return result
+
+
 def _host_average(p: Problem) -> Callable[[], Tensor]:
     """The average, kept as an array on the host: a copy, and a synchronisation, each step."""
     ema = p.ema.cpu().numpy().copy()
@@ -98,6 +108,11 @@ def tde(p: Problem) -> Callable[[], Tensor]:
 def exempt(p: Problem) -> Callable[[], Tensor]:
     ema = p.ema.cpu()
     return lambda: exempted(p.x, p.w, ema.to(p.x.device), p.shape.heads)
+
+
+def exempt_by_class(p: Problem) -> Callable[[], Tensor]:
+    ema = p.ema.cpu()
+    return lambda: exempted_by_class(p.x, p.w, ema.to(p.x.device), p.shape.heads)
 
 
 def winners(p: Problem) -> Callable[[], Tensor]:

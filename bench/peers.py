@@ -17,18 +17,27 @@ from bench import paper
 from bench.problem import TAU, Make, Problem, Results, Run
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-PACKAGES = {"cut-cross-entropy": "cut_cross_entropy", "liger-kernel": "liger_kernel"}  # and the modules they install
+PACKAGES = {  # and the modules they install
+    "cut-cross-entropy": "cut_cross_entropy",
+    "liger-kernel": "liger_kernel",
+    "torchvision": "torchvision",
+}
 
 
 class Absent(Exception):
     """Why a rival does not run here."""
 
 
-def _on_normalised(p: Problem, loss: Loss) -> Run:
-    """Its gradients are for other operands than the head's: the value alone is a result to check."""
+def normalised(p: Problem) -> tuple[Tensor, Tensor]:
+    """Features and weights whose product is Eq. 7, as leaves."""
     with torch.no_grad():
         x, w = paper.operands(p.x, p.w, p.shape.heads)
-    x, w = (x * TAU / p.shape.heads).detach().requires_grad_(), w.detach().requires_grad_()
+    return (x * TAU / p.shape.heads).detach().requires_grad_(), w.detach().requires_grad_()
+
+
+def _on_normalised(p: Problem, loss: Loss) -> Run:
+    """Its gradients are for other operands than the head's: the value alone is a result to check."""
+    x, w = normalised(p)
 
     def run() -> Results:
         value = loss(x, w, p.target)
@@ -57,7 +66,8 @@ def torch_chunked(p: Problem) -> Run:
     return _on_normalised(p, lambda x, w, target: entry(x, w, target, options=chunked))
 
 
-def _needs(package: str) -> None:
+def needs(package: str) -> None:
+    """Raises `Absent` where ``package`` is not installed."""
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -66,7 +76,7 @@ def _needs(package: str) -> None:
 
 def cut_cross_entropy(p: Problem) -> Run:
     """Cut Cross-Entropy; on the CPU, where its kernels do not run, what it offers there: ``torch.compile``."""
-    _needs("cut-cross-entropy")
+    needs("cut-cross-entropy")
     from cut_cross_entropy import linear_cross_entropy
 
     where: dict[str, Any] = {"impl": "cce" if p.x.is_cuda else "torch_compile"}
@@ -75,7 +85,7 @@ def cut_cross_entropy(p: Problem) -> Run:
 
 def liger(p: Problem) -> Run:
     """Liger's fused linear cross entropy, whose kernels are for GPUs."""
-    _needs("liger-kernel")
+    needs("liger-kernel")
     if not p.x.is_cuda:
         raise Absent("Liger's kernels need a GPU")
     from liger_kernel.ops.fused_linear_cross_entropy import (

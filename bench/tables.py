@@ -29,6 +29,8 @@ LABELS = {
     "torch_chunked": "`F.linear_cross_entropy` in four chunks ¹",
     "cut_cross_entropy": "Cut Cross-Entropy ¹",
     "liger": "Liger ¹",
+    "torchvision": "torchvision's `FastRCNNPredictor`, its class scores alone ²",
+    "by_class": "eager torch, two softmaxes and a loop over the classes",
 }
 
 

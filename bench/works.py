@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench import compiled, ours, paper, products
+from bench import compiled, detector, ours, paper, products
 from bench.expected import (
     averaged,
     exempted,
@@ -119,7 +119,7 @@ WORKS = {
         written=_logits,
         limits=products.ONE,
         ours=forward(ours.train),
-        rivals={name: forward(train) for name, train in TRAIN.items()},
+        rivals={name: forward(train) for name, train in TRAIN.items()} | {"torchvision": detector.forward},
         expected=trained,
         eager=forward(paper.train),
     ),
@@ -131,7 +131,7 @@ WORKS = {
         written=lambda s: _operands(s) + _logits(s),
         limits=products.THREE,
         ours=step(ours.train),
-        rivals={name: step(train) for name, train in TRAIN.items()},
+        rivals={name: step(train) for name, train in TRAIN.items()} | {"torchvision": detector.step},
         expected=stepped,
         eager=step(paper.train),
     ),
@@ -143,7 +143,7 @@ WORKS = {
         written=_operands,
         limits=products.THREE,
         ours=loss_step(ours.loss),
-        rivals=LOSS | PEERS,
+        rivals=LOSS | PEERS | {"torchvision": detector.loss},
         expected=loss,
         eager=loss_step(paper.loss),
         shapes=(*HEADS, "imagenet21k", "million"),
@@ -157,7 +157,7 @@ WORKS = {
         written=_logits,
         limits=products.ONE,
         ours=inference(ours.plain),
-        rivals={name: inference(make) for name, make in PLAIN.items()},
+        rivals={name: inference(make) for name, make in PLAIN.items()} | {"torchvision": detector.plain},
         expected=lambda p: (logits(p, 0.0),),
         eager=inference(paper.plain),
     ),
@@ -193,7 +193,11 @@ WORKS = {
         written=_logits,
         limits=products.ONE,
         ours=inference(ours.exempt),
-        rivals={"eager": inference(paper.exempt), "compiled_eager": inference(compiled.infer(paper.exempted))},
+        rivals={
+            "eager": inference(paper.exempt),
+            "by_class": inference(paper.exempt_by_class),
+            "compiled_eager": inference(compiled.infer(paper.exempted)),
+        },
         expected=exempted,
         eager=inference(paper.exempt),
         shapes=("imagenet_lt", "lvis"),

@@ -55,6 +55,21 @@ def test_a_wrong_gradient_counts() -> None:
     assert measure.error("step", p, (z, dx, 1.01 * dw, ema)) > 5e-3
 
 
+@pytest.mark.parametrize("work", ["forward", "step", "loss", "plain"])
+def test_torchvisions_class_scores_are_the_heads_logits(work: str) -> None:
+    p = measure.problem("cifar10", torch.float32, "cpu")
+    found = WORKS[work].rivals["torchvision"](p)()
+    assert len(found) == 1 and measure.error(work, p, found) <= measure.allowed(work, p) < 1e-4
+    assert measure.error(work, p, (1.01 * found[0],)) > 5e-3
+
+
+def test_a_loop_over_classes_exempts_the_background() -> None:
+    p = measure.problem("cifar10", torch.float32, "cpu")
+    (found,) = WORKS["exempt"].rivals["by_class"](p)()
+    assert measure.error("exempt", p, (found,)) <= measure.allowed("exempt", p) < 1e-4
+    torch.testing.assert_close(found.sum(1), torch.ones(p.shape.batch))
+
+
 def test_predictions_are_judged_by_the_logits_they_win_with() -> None:
     p = measure.problem("cifar10", torch.float32, "cpu")
     found = WORKS["sweep"].ours(p)()
