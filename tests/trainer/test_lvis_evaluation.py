@@ -158,6 +158,21 @@ def test_of_an_image_the_300_best_count(seed: int, kind: str, tmp_path: Path) ->
     assert close(evaluate(tmp_path / "official.json", ordered, kind), official(content, ordered, kind, tmp_path))
 
 
+def test_all_300_may_be_of_one_class(files: tuple[Path, Path]) -> None:
+    place = {"image_id": 1, "category_id": 2, "bbox": [5.0, 5.0, 20.0, 20.0]}
+    content = json.loads(files[0].read_text())
+    square = [[5.0, 5.0, 25.0, 5.0, 25.0, 25.0, 5.0, 25.0]]
+    lists: dict[str, list[int]] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    content["images"] = [{"id": 1, "height": 120, "width": 160, "file_name": "a.jpg", **lists}]
+    content["annotations"] = [{**place, "id": 1, "area": 400.0, "segmentation": square}]
+    files[0].write_text(json.dumps(content))
+    misses = [{**place, "bbox": [60.0, 60.0, 9.0, 9.0], "score": 0.9}] * 299
+    for kind in KINDS:
+        found = evaluate(files[0], [*misses, {**place, "score": 0.1}], kind)
+        assert (found["AR"], found["AP"]) == (1, pytest.approx(1 / 300))
+        assert evaluate(files[0], [*misses, misses[0], {**place, "score": 0.1}], kind)["AR"] == 0
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     """Annotations, and a submission."""
@@ -175,6 +190,8 @@ def test_files_and_what_they_hold_give_the_same(files: tuple[Path, Path], capfd:
     first = evaluate(files[0], files[1], "segm")
     assert evaluate(read_annotations(files[0]), detections, "segm") == first and detections == before
     assert capfd.readouterr() == ("", "")
+    values = [{**item, "score": np.float32(item["score"]), "image_id": np.int64(item["image_id"])} for item in before]
+    assert evaluate(files[0], values, "segm") == first  # numpy's numbers too
 
 
 def test_nothing_found_is_zero(files: tuple[Path, Path]) -> None:
