@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 import tde_kernels
 from tde_trainer import beside, results
 from tde_trainer.compare import compare
-from tde_trainer.config import load_config, recipe_names, recipe_text
+from tde_trainer.config import load_config, load_recipe, recipe_names, recipe_text
 from tde_trainer.detection import commands as detection_commands
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
@@ -85,7 +85,7 @@ def train(
     """
     console = Console()
     with together():
-        config = load_config(recipe, overrides or [])
+        config = load_recipe(recipe, overrides or [])
     with _resumable():
         report = train_run(config, ["tde", "train", recipe, *(overrides or [])], console)
     _show(console, results.summarize(results.by_method(results.finished_cells(report.parent))))

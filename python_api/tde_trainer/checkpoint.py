@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 
 from tde_trainer.errors import UserError
 from tde_trainer.files import write_atomic
-from tde_trainer.network import Network
 
 FILE = "checkpoint.pt"
 
@@ -35,7 +34,7 @@ class Progress:
 
 
 def save(
-    directory: Path, network: Network, optimizer: Optimizer, progress: Progress, scaler: GradScaler | None = None
+    directory: Path, network: nn.Module, optimizer: Optimizer, progress: Progress, scaler: GradScaler | None = None
 ) -> None:
     """Write weights, EMA, momentum buffers, the loss scale of fp16 and progress together, atomically."""
     scaling = scaler.state_dict() if scaler else {}
@@ -55,7 +54,7 @@ def save(
 
 
 def load(
-    directory: Path, network: Network, optimizer: Optimizer | None = None, scaler: GradScaler | None = None
+    directory: Path, network: nn.Module, optimizer: Optimizer | None = None, scaler: GradScaler | None = None
 ) -> Progress:
     """Load weights and EMA, the optimizer's momentum buffers if one is given, and the loss scale of fp16 likewise.
 

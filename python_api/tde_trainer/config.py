@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,18 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tde_trainer.data import DATASETS
+from tde_trainer.detection.check import check_detectors
+from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.errors import UserError, unknown
 from tde_trainer.methods import METHODS, SecondStage
 from tde_trainer.models import builder
 from tde_trainer.samplers import SAMPLERS
-from tde_trainer.schema import Config
+from tde_trainer.schema import Config, RunConfig
 
-CHOICES = {
-    "precision": ("fp32", "bf16", "fp16"),
-    "data.format": ("torchvision", "folder"),
-    "train.decay": ("cosine", "steps"),
-    "train.sampler": SAMPLERS,
-}
 # What the user may write for a key of ours: one method, and a word that Python keeps for itself.
 ALIASES = {"method": "methods", "from": "stage_one"}
 # These say where and how to run, not what to compute: a resumed run may change them.
@@ -57,7 +53,7 @@ def recipe_text(recipe: str) -> str:
         raise UserError(f"recipe {recipe} is not a text file") from error
 
 
-def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Schema defaults, then the recipe, then the schedule of its choice, then ``key=value`` overrides; checked.
 
     Raises:
@@ -77,25 +73,51 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     if schedule and schedule not in schedules:
         raise unknown("schedule", schedule, map(str, schedules))
     config = config_from(OmegaConf.merge(written, schedules[schedule] if schedule else {}, given))
-    config.out = config.out or f"runs/{Path(recipe).stem}{'_stage_two' if config.stage_one else ''}"
+    second = "_stage_two" if isinstance(config, Config) and config.stage_one else ""
+    config.out = config.out or f"runs/{Path(recipe).stem}{second}"
     return config
 
 
-def config_from(values: Any) -> Config:
-    """A checked `Config` from a mapping, such as a recipe or the config that a run wrote down."""
-    given = OmegaConf.create(values)
-    sections = {f.name for f in fields(Config) if is_dataclass(getattr(Config(), f.name))}
-    known = set(flatten(asdict(Config())))
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """`load_recipe`, for what can be done with classifiers alone."""
+    return classifiers(load_recipe(recipe, overrides), f"recipe {recipe}")
+
+
+def classifiers(config: RunConfig, what: str) -> Config:
+    """The config of classifiers, which ``what`` names.
+
+    Raises:
+        UserError: it is of others.
+    """
+    if not isinstance(config, Config):
+        raise UserError(f"{what} trains detectors; this is for classifiers")
+    return config
+
+
+def config_from(values: Any) -> RunConfig:
+    """A checked config from a mapping, such as a recipe or the config that a run wrote down.
+
+    Its ``task`` says of what: classification, the default, or detection.
+    """
+    given = cast(DictConfig, OmegaConf.create(values))
+    task = str(given.pop("task", "classification"))
+    if task not in _TASKS:
+        raise unknown("task", task, _TASKS)
+    schema, check = _TASKS[task]
+    default = schema()
+    sections = {f.name for f in fields(default) if is_dataclass(getattr(default, f.name))}
+    known = set(flatten(asdict(default)))
     for key, value in flatten(OmegaConf.to_container(given)).items():
         if key in sections:
             raise UserError(f"{key}={value}: {key} is a section; set one of its keys, such as {_example(key, known)}")
         if key not in known:
             raise unknown("key", key, known)
     try:
-        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), given)))
+        config = cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given)))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {_first_line(error)}") from error
     _check(config)
+    check(config)
     return config
 
 
@@ -135,33 +157,48 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return sorted(key for key in a.keys() | b.keys() if key not in NOT_PART_OF_A_RUN and a.get(key) != b.get(key))
 
 
-def _check(config: Config) -> None:
+def _check(config: RunConfig) -> None:
     for key, value, bounds in _numbers(config):
         low, high = bounds["low"], bounds["high"]
         if value is not None and not (math.isfinite(value) and low <= value <= high):
             wanted = f"at least {low:g}" if math.isinf(high) else f"in {low:g} .. {high:g}"
             raise UserError(f"{key}={value} is out of range: it must be finite and {wanted}")
-    builder(config.model.name)
-    named = [("data.name", config.data.name, list(DATASETS))]
-    named += [("method", method, list(METHODS)) for method in config.methods]
-    flat = flatten(asdict(config))
-    named += [(key, flat[key], list(known)) for key, known in CHOICES.items()]
-    for what, given, known in named:
+    for key, given, known in (
+        ("precision", config.precision, ("fp32", "bf16", "fp16")),
+        ("train.decay", config.train.decay, ("cosine", "steps")),
+    ):
         if given not in known:
-            raise unknown(what, given, known)
+            raise unknown(key, given, known)
     for key, values in (("methods", config.methods), ("seeds", config.seeds)):
         if not values or len(set(values)) != len(values):
             raise UserError(f"{key}={values} must be a non-empty list without repeats")
+    if not all(0 < share < 1 for share in config.train.milestones):
+        raise UserError(f"train.milestones={config.train.milestones} must be shares of the epochs, between 0 and 1")
+    if min(config.seeds) < 0:
+        raise UserError(f"seeds={config.seeds} must not be negative")
+
+
+def _check_classifiers(config: Config) -> None:
+    builder(config.model.name)
+    named: list[tuple[str, str, Iterable[str]]] = [("data.name", config.data.name, DATASETS)]
+    named += [("method", method, METHODS) for method in config.methods]
+    named += [("data.format", config.data.format, ("torchvision", "folder"))]
+    named += [("train.sampler", config.train.sampler, SAMPLERS)]
+    for what, given, known in named:
+        if given not in known:
+            raise unknown(what, given, known)
     for method in config.methods:
         if isinstance(METHODS[method], SecondStage) != bool(config.stage_one):
             wanted = (
                 "is a first stage" if config.stage_one else "is a second stage: from=RUN names the run of its first"
             )
             raise UserError(f"method {method} {wanted}, got from={config.stage_one or 'nothing'}")
-    if not all(0 < share < 1 for share in config.train.milestones):
-        raise UserError(f"train.milestones={config.train.milestones} must be shares of the epochs, between 0 and 1")
-    if min(config.seeds) < 0:
-        raise UserError(f"seeds={config.seeds} must not be negative")
+
+
+_TASKS: dict[str, tuple[type[RunConfig], Callable[[Any], None]]] = {
+    "classification": (Config, _check_classifiers),
+    "detection": (DetectionConfig, check_detectors),
+}
 
 
 def _numbers(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -12,7 +12,7 @@ from accelerate.utils import DataLoaderConfiguration
 
 from tde_trainer.errors import UserError
 from tde_trainer.ranks import ON_CPU
-from tde_trainer.schema import Config
+from tde_trainer.schema import RunConfig, TrainConfig
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -28,7 +28,7 @@ def make_accelerator(precision: str) -> Accelerator:
     )
 
 
-def check_trainable(config: Config, accelerator: Accelerator) -> None:
+def check_trainable(config: RunConfig, accelerator: Accelerator) -> None:
     """Whether the device and the ranks can train what ``config`` asks for.
 
     Raises:
@@ -37,7 +37,7 @@ def check_trainable(config: Config, accelerator: Accelerator) -> None:
     on_gpu, ranks = accelerator.device.type == "cuda", accelerator.num_processes
     if config.precision == "fp16" and not on_gpu:
         raise UserError(f"precision=fp16 needs a GPU, got {accelerator.device}; bf16 and fp32 train there too")
-    if config.train.sync_batchnorm and not on_gpu:
+    if isinstance(config.train, TrainConfig) and config.train.sync_batchnorm and not on_gpu:
         raise UserError(f"train.sync_batchnorm=true needs GPUs, got {accelerator.device}: torch has it on them alone")
     if config.train.batch_size % ranks:
         raise UserError(

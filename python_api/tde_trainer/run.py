@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import shlex
 import shutil
@@ -18,20 +17,16 @@ from rich.console import Console
 import tde_kernels
 from tde_trainer import results
 from tde_trainer.config import changed_keys
-from tde_trainer.data import DATASETS
 from tde_trainer.device import check_trainable, cpu_threads, make_accelerator
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
-from tde_trainer.methods import METHODS
-from tde_trainer.network import build_network
 from tde_trainer.progress import Reporter
 from tde_trainer.ranks import together
 from tde_trainer.report import how_made, write_report
-from tde_trainer.schema import Config
-from tde_trainer.shares import check_shares
-from tde_trainer.stage_one import TrainedStage
+from tde_trainer.schema import RunConfig
 from tde_trainer.table import counts_in_words
-from tde_trainer.train import Cell, train_cell
+from tde_trainer.tasks import Task, task_of
+from tde_trainer.train import Cell
 
 RECORDED = ("torch", "torchvision", "accelerate", "torchmetrics", "numpy", "scikit-learn")
 
@@ -47,7 +42,7 @@ def versions() -> dict[str, str]:
     return known
 
 
-def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
+def train_run(config: RunConfig, command: Sequence[str], console: Console) -> Path:
     """Train what is not yet trained, and write results.json, plots and report.html.
 
     Args:
@@ -62,28 +57,23 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
         UserError: the run directory is in use or was made with another config; the recipe can't be built, or not
             trained by this device or that many processes.
     """
-    run = Path(config.out)
+    run, task = Path(config.out), task_of(config)
     cells = [Cell(run, method, seed) for method in config.methods for seed in config.seeds]
     accelerator = make_accelerator(config.precision)
     with together():
-        if config.data.download and accelerator.is_local_main_process:  # once, not by every process
-            DATASETS[config.data.name](config.data, config.seeds[0])
+        if accelerator.is_local_main_process:  # once, not by every process
+            task.fetch()
     # Whatever can be wrong with the recipe shows here, before anything is written.
     with together():
         check_trainable(config, accelerator)
-        data = DATASETS[config.data.name](config.data, config.seeds[0])
-        check_shares(config.train.batch_size, len(data.train), accelerator.num_processes)
-        for method in config.methods:
-            build_network(config, method, data.channels, data.num_classes)
-        for seed in config.seeds if config.stage_one else []:
-            TrainedStage(config, seed, accelerator)
+        counts = task.check(accelerator)
         if accelerator.is_main_process:
             _open(run, config, command)
 
     console.quiet = console.quiet or not accelerator.is_main_process
-    counts = counts_in_words(data.class_counts.tolist())
-    console.print(f"{config.data.name}, training images per class: {counts}", highlight=False, soft_wrap=True)
-    epochs = {method: METHODS[method].schedule(config).epochs for method in config.methods}
+    shown = counts_in_words(counts.tolist())
+    console.print(f"{task.data_name}, training images per class: {shown}", highlight=False, soft_wrap=True)
+    epochs = {method: task.epochs(method) for method in config.methods}
     with (
         cpu_threads(config.train.threads),
         Reporter(console, sum(epochs.values()) * len(config.seeds)) as reporter,
@@ -93,7 +83,7 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
                 reporter.start_cell(cell.name, epochs[cell.method])
                 reporter.line(f"{cell.name}: already finished")
                 continue
-            _train(cell, config, accelerator, reporter)
+            _train(cell, config, task, accelerator, reporter)
     with together():
         if accelerator.is_main_process:
             summary = write_report([run], run / "report.html")
@@ -101,22 +91,18 @@ def train_run(config: Config, command: Sequence[str], console: Console) -> Path:
     return run / "report.html"
 
 
-def _train(cell: Cell, config: Config, accelerator: Accelerator, reporter: Reporter) -> None:
-    measured = train_cell(
-        cell, config, accelerator, lambda done: reporter.start_cell(cell.name, done), reporter.epoch_done
-    )
+def _train(cell: Cell, config: RunConfig, task: Task, accelerator: Accelerator, reporter: Reporter) -> None:
+    measured = task.train(cell, accelerator, lambda done: reporter.start_cell(cell.name, done), reporter.epoch_done)
     accelerator.free_memory()
     described = {"method": cell.method, "seed": cell.seed, "config": asdict(config), "versions": versions()}
     with together():
         if accelerator.is_main_process:
             write_atomic(cell.directory / results.FILE, dumps({**described, **measured}, indent=1) + "\n")
-    shown = measured["accuracy"]["with_tde"] or measured["accuracy"]["without_tde"]
-    few = "" if math.isnan(shown["few"]) else f", few {100 * shown['few']:.1f}"
     alpha = f", alpha {measured['alpha']['value']:g}" if measured["alpha"] else ""
-    reporter.line(f"{cell.name}: overall {100 * shown['overall']:.1f}{few}{alpha} ({measured['wall_time_s']:.1f} s)")
+    reporter.line(f"{cell.name}: {task.in_words(measured)}{alpha} ({measured['wall_time_s']:.1f} s)")
 
 
-def _open(run: Path, config: Config, command: Sequence[str]) -> None:
+def _open(run: Path, config: RunConfig, command: Sequence[str]) -> None:
     """Make the run directory, or check that this is the run to resume."""
     settings: dict[str, Any] = {"config": asdict(config), "command": shlex.join(command)}
     if run.exists() and not run.is_dir():

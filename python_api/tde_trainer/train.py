@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor
-from torch.optim import SGD
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 from torch.utils.data import RandomSampler
 
 from tde_trainer import checkpoint
@@ -29,7 +29,7 @@ from tde_trainer.methods import Stage
 from tde_trainer.network import Network, build_network
 from tde_trainer.ranks import process, together
 from tde_trainer.samplers import ClassSampler
-from tde_trainer.schema import Config, TrainConfig
+from tde_trainer.schema import Config, ScheduleConfig
 from tde_trainer.shares import RankBatches, training_loader
 from tde_trainer.stage_one import begin_second_stage
 
@@ -56,7 +56,7 @@ class Cell:
         return f"{self.method} seed {self.seed}"
 
 
-def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+def learning_rate(step: int, steps_per_epoch: int, config: ScheduleConfig) -> float:
     """Linear warm-up to ``lr``, then cosine decay to zero at the last step, or a step down at every milestone."""
     warmup = min(config.warmup_epochs, config.epochs) * steps_per_epoch
     if step < warmup:
@@ -147,6 +147,56 @@ class Training:
         return self.data.pipeline(images.to(device), training=True), target.to(device)
 
 
+class Trainable(Protocol):
+    """What `train_epochs` trains."""
+
+    model: nn.Module  # on the accelerator's device and ranks
+    optimizer: Optimizer
+
+    def epoch(self, epoch: int) -> dict[str, Any]:
+        """One pass over the training images, and what metrics.jsonl is to say of it."""
+
+
+def taken_up(
+    cell: Cell, network: nn.Module, optimizer: Optimizer, accelerator: Accelerator
+) -> tuple[Progress, list[dict[str, Any]]]:
+    """How far a training has come: its checkpoint, loaded, and the lines of metrics.jsonl."""
+    if not (cell.directory / checkpoint.FILE).exists():
+        return Progress(cell.seed), []
+    progress = checkpoint.load(cell.directory, network, optimizer, accelerator.scaler)
+    return progress, _rows(cell.directory / METRICS, progress.epochs_done)
+
+
+def train_epochs(
+    cell: Cell,
+    epochs: int,
+    training: Trainable,
+    progress: Progress,
+    rows: list[dict[str, Any]],
+    accelerator: Accelerator,
+    epoch_done: Callable[[dict[str, Any]], None],
+) -> Progress:
+    """Train from where it stands, a checkpoint after every epoch; ``rows`` gets a line for each."""
+    began = time.perf_counter() - progress.seconds
+
+    @together()
+    def save() -> None:
+        if accelerator.is_main_process:
+            # Metrics first: lines without a checkpoint are dropped on resumption, the reverse would be a gap.
+            write_atomic(cell.directory / METRICS, "".join(dumps(row) + "\n" for row in rows))
+            trained = accelerator.unwrap_model(training.model)
+            checkpoint.save(cell.directory, trained, training.optimizer, progress, accelerator.scaler)
+
+    if not epochs:
+        save()
+    for epoch in range(progress.epochs_done, epochs):
+        rows.append({"epoch": epoch + 1, **training.epoch(epoch)})
+        progress = Progress(cell.seed, epoch + 1, time.perf_counter() - began)
+        save()
+        epoch_done(rows[-1])
+    return progress
+
+
 def train_cell(
     cell: Cell,
     config: Config,
@@ -174,32 +224,14 @@ def train_cell(
         optimizer = SGD(
             network.parameter_groups(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
-        progress, rows = Progress(cell.seed), []
-        if (cell.directory / checkpoint.FILE).exists():
-            progress = checkpoint.load(cell.directory, network, optimizer, accelerator.scaler)
-            rows = _rows(cell.directory / METRICS, progress.epochs_done)
+        progress, rows = taken_up(cell, network, optimizer, accelerator)
         started(progress.epochs_done)
         # A second stage without training follows from the first in one go.
         begun = {} if progress.epochs_done else begin_second_stage(network, config, cell.seed, accelerator)
 
     training = Training(data, network, optimizer, config, accelerator, cell.seed)
     began = time.perf_counter() - progress.seconds
-
-    @together()
-    def save() -> None:
-        if accelerator.is_main_process:
-            # Metrics first: lines without a checkpoint are dropped on resumption, the reverse would be a gap.
-            write_atomic(cell.directory / METRICS, "".join(dumps(row) + "\n" for row in rows))
-            trained = accelerator.unwrap_model(training.model)
-            checkpoint.save(cell.directory, trained, training.optimizer, progress, accelerator.scaler)
-
-    if not settings.epochs:
-        save()
-    for epoch in range(progress.epochs_done, settings.epochs):
-        rows.append({"epoch": epoch + 1, **training.epoch(epoch)})
-        progress = Progress(cell.seed, epoch + 1, time.perf_counter() - began)
-        save()
-        epoch_done(rows[-1])
+    progress = train_epochs(cell, settings.epochs, training, progress, rows, accelerator, epoch_done)
     val, test = (
         extract(training.model, split, data.pipeline, settings.batch_size, accelerator)
         for split in (data.val, data.test)

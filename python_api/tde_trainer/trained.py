@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tde_kernels import FusedTDEHead
 from tde_trainer import checkpoint
-from tde_trainer.config import config_from
+from tde_trainer.config import classifiers, config_from
 from tde_trainer.data import DATASETS, LongTailedData
 from tde_trainer.device import make_accelerator
 from tde_trainer.evaluate import Features, extract, extract_alone
@@ -29,7 +29,7 @@ class TrainedCell:
 
     def __init__(self, result: Result, accelerator: Accelerator | None = None) -> None:
         self.result = result
-        self.config = config_from(result.values["config"])
+        self.config = classifiers(config_from(result.values["config"]), f"the run of {result.directory}")
         self._accelerator = accelerator
         self.device = (accelerator or make_accelerator(self.config.precision)).device
         self._features: dict[str, Features] = {}

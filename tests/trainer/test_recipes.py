@@ -6,13 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from tde_trainer.config import changed_keys, load_config, recipe_names
+from tde_trainer.config import changed_keys, load_config, load_recipe, recipe_names
 from tde_trainer.errors import UserError
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_packaged_recipe_loads(name: str) -> None:
-    assert load_config(name).out == f"runs/{name}"
+    assert load_recipe(name).out == f"runs/{name}"
+
+
+def test_what_is_for_classifiers_takes_no_detectors() -> None:
+    with pytest.raises(UserError, match="^recipe shapes_lvis trains detectors; this is for classifiers$"):
+        load_config("shapes_lvis")
 
 
 def test_overrides_beat_the_recipe_and_nest() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tde_trainer.errors import UserError
+from tde_trainer.detection.evaluation import evaluate
 from tde_trainer.table import dense
 
 
@@ -30,24 +28,7 @@ def ap(
 
       tde ap lvis_v1_val.json detections.json --kind segm
     """
-    with detection_extra():
-        from tde_trainer.detection.evaluation import evaluate
     measures = evaluate(annotations, detections, kind)
     table = dense(f"LVIS, {kind}, in %", [], list(measures))
     table.add_row(*("n/a" if math.isnan(value) else f"{100 * value:.1f}" for value in measures.values()))
     Console().print(table)
-
-
-@contextmanager
-def detection_extra() -> Iterator[None]:
-    """Imports inside need the packages of the extra.
-
-    Raises:
-        UserError: one of them is missing.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in {"tde_trainer", "tde_kernels"}:
-            raise
-        raise UserError(f'{error.name} is missing; pip install "tde_kernels[detection]"') from None

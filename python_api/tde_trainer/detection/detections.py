@@ -54,7 +54,7 @@ class Detection:
             raise UserError(f"detection {self.index}: {error}") from error
 
 
-def read_detections(source: Path | Sequence[Mapping[str, Any]], annotations: Annotations) -> list[Detection]:
+def read_detections(source: Path | str | Sequence[Mapping[str, Any]], annotations: Annotations) -> list[Detection]:
     """Read and check a submission.
 
     Args:
@@ -65,10 +65,10 @@ def read_detections(source: Path | Sequence[Mapping[str, Any]], annotations: Ann
     Raises:
         UserError: the file or an entry, which the message names by its index, is no such thing.
     """
-    entries = read_json(source) if isinstance(source, Path) else source
+    entries = read_json(Path(source)) if isinstance(source, str | Path) else source
     if not isinstance(entries, Sequence):
         raise UserError(f"{source} holds a {type(entries).__name__}; wanted is a list of detections")
-    where = f"{source}: detection" if isinstance(source, Path) else "detection"
+    where = f"{source}: detection" if isinstance(source, str | Path) else "detection"
     images = {image.id: image for image in annotations.images}
     return [
         _detection(index, Entry(f"{where} {index}", entry), images, annotations) for index, entry in enumerate(entries)

@@ -25,7 +25,7 @@ from tde_trainer.errors import UserError, unknown
 
 KINDS = ("bbox", "segm")
 
-Detections = Path | Sequence[Mapping[str, Any]]
+Detections = Path | str | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Score:
 
 
 def evaluate(
-    annotations: Path | Annotations,
+    annotations: Path | str | Annotations,
     detections: Detections,
     kind: str = "bbox",
     frequencies: Sequence[str] | None = None,
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def score(
-    annotations: Path | Annotations,
+    annotations: Path | str | Annotations,
     detections: Detections,
     kind: str = "bbox",
     frequencies: Sequence[str] | None = None,
@@ -93,7 +93,7 @@ def score(
     """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
-    truth = read_annotations(annotations) if isinstance(annotations, Path) else annotations
+    truth = annotations if isinstance(annotations, Annotations) else read_annotations(Path(annotations))
     groups = tuple(frequencies or (category.frequency for category in truth.categories))
     if len(groups) != len(truth.categories) or not set(groups) <= set(FREQUENCIES):
         raise UserError(f"frequencies must be r, c or f for each of {len(truth.categories)} categories; got {groups}")

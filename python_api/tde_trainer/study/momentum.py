@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from tde_trainer import plots, results
-from tde_trainer.config import config_from
+from tde_trainer.config import classifiers, config_from
 from tde_trainer.errors import UserError
 from tde_trainer.metrics import GROUPS
 from tde_trainer.restore import exact_curves
@@ -42,7 +42,7 @@ def config_at(config: Config, mu: float, *, fixed_lr: bool) -> Config:
         raise UserError(f"--mu {mu:g} must be at least 0 and below 1")
     lr = config.train.lr if fixed_lr else config.train.lr * (1 - mu) / (1 - config.train.momentum)
     changed = replace(config, train=replace(config.train, momentum=mu, lr=lr), out=f"{config.out}/mu{mu:g}")
-    return config_from(asdict(changed))
+    return classifiers(config_from(asdict(changed)), "the recipe")
 
 
 def train_all(

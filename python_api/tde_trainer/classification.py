@@ -1,0 +1,66 @@
+"""Training classifiers, as a task of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from tde_trainer.data import DATASETS
+from tde_trainer.methods import METHODS
+from tde_trainer.network import build_network
+from tde_trainer.schema import Config
+from tde_trainer.shares import check_shares
+from tde_trainer.stage_one import TrainedStage
+from tde_trainer.train import Cell, train_cell
+
+
+class ClassificationTask:
+    """See `tasks.Task`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def data_name(self) -> str:
+        """See `tasks.Task`."""
+        return self.config.data.name
+
+    def fetch(self) -> None:
+        """See `tasks.Task`."""
+        if self.config.data.download:
+            DATASETS[self.config.data.name](self.config.data, self.config.seeds[0])
+
+    def check(self, accelerator: Accelerator) -> Tensor:
+        """See `tasks.Task`."""
+        config = self.config
+        data = DATASETS[config.data.name](config.data, config.seeds[0])
+        check_shares(config.train.batch_size, len(data.train), accelerator.num_processes)
+        for method in config.methods:
+            build_network(config, method, data.channels, data.num_classes)
+        for seed in config.seeds if config.stage_one else []:
+            TrainedStage(config, seed, accelerator)
+        return data.class_counts
+
+    def epochs(self, method: str) -> int:
+        """See `tasks.Task`."""
+        return METHODS[method].schedule(self.config).epochs
+
+    def train(
+        self,
+        cell: Cell,
+        accelerator: Accelerator,
+        started: Callable[[int], None],
+        epoch_done: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        """See `tasks.Task`."""
+        return train_cell(cell, self.config, accelerator, started, epoch_done)
+
+    def in_words(self, measured: dict[str, Any]) -> str:
+        """See `tasks.Task`."""
+        shown = measured["accuracy"]["with_tde"] or measured["accuracy"]["without_tde"]
+        few = "" if math.isnan(shown["few"]) else f", few {100 * shown['few']:.1f}"
+        return f"overall {100 * shown['overall']:.1f}{few}"

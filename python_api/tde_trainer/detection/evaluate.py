@@ -1,0 +1,84 @@
+"""From a trained detector to the numbers of Tables 4 and 5: alpha, and average precision in every way of reading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from tde_trainer.detection.annotations import Annotations
+from tde_trainer.detection.detect import detect
+from tde_trainer.detection.detector import read_with
+from tde_trainer.detection.evaluation import score
+from tde_trainer.detection.images import DetectionImages
+from tde_trainer.detection.methods import METHODS
+from tde_trainer.detection.schema import DetectionConfig
+from tde_trainer.detection.sets import DetectionData
+from tde_trainer.files import dumps, write_atomic
+from tde_trainer.kinds import DETECTION
+from tde_trainer.ranks import together
+from tde_trainer.train import Cell
+
+DETECTIONS = "detections"  # folder of a cell: a submission in LVIS's format for every way of reading
+
+
+def average_precision(truth: Annotations, found: list[dict[str, Any]], groups: tuple[str, ...]) -> dict[str, Any]:
+    """The measures of a row of Table 4, and the AP of masks of every class."""
+    masks, boxes = (score(truth, found, kind, groups) for kind in ("segm", "bbox"))
+    of_masks = masks.measures()
+    measures = {name: of_masks[name] for name in DETECTION.measures if name != "AP_bbox"}
+    return {**measures, "AP_bbox": boxes.measures()["AP"], "per_class": masks.per_class().tolist()}
+
+
+class Reader:
+    """Reads a detector's images, with TDE or without."""
+
+    def __init__(
+        self, detector: GeneralizedRCNN, data: DetectionData, config: DetectionConfig, accelerator: Accelerator
+    ) -> None:
+        self.detector, self.data, self.config, self.accelerator = detector, data, config, accelerator
+
+    def found(self, truth: Annotations, alpha: float, *, exempt: bool = True) -> list[dict[str, Any]]:
+        """The submission of a set's images."""
+        images = DetectionImages(truth, self.data.root, training=False)
+        with read_with(self.detector, alpha, exempt=exempt):
+            return detect(self.detector, images, self.accelerator, self.config.data.workers)
+
+    def alpha(self) -> dict[str, Any]:
+        """The one of the config, or else the one of its alphas by which masks are found best in validation images."""
+        given = self.config.head.alpha
+        if given is not None:
+            return {"value": given, "chosen_by": "config"}
+        val = self.data.val
+        assert val is not None
+        scores = {
+            alpha: score(val, self.found(val, alpha), "segm", self.data.groups).measures()["AP"]
+            for alpha in sorted(self.config.head.alphas)
+        }
+        best = max(scores, key=lambda alpha: scores[alpha])
+        tried = [{"alpha": alpha, "AP": value} for alpha, value in scores.items()]
+        return {"value": best, "chosen_by": "AP of masks in the validation images", "tried": tried}
+
+
+def evaluate_detector(
+    detector: GeneralizedRCNN, data: DetectionData, config: DetectionConfig, cell: Cell, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Everything a cell reports about its trained detector; its submissions are written beside."""
+    reader = Reader(detector, data, config, accelerator)
+    method = METHODS[cell.method]
+    alpha = reader.alpha() if method.has_tde else None
+    ways: dict[str, dict[str, Any]] = {"without_tde": {"alpha": 0.0}}
+    if alpha is not None:
+        ways |= {
+            "with_tde": {"alpha": alpha["value"]},
+            "with_tde_everywhere": {"alpha": alpha["value"], "exempt": False},
+        }
+    accuracy: dict[str, Any] = dict.fromkeys(DETECTION.modes)
+    for mode, way in ways.items():
+        found = reader.found(data.test, **way)
+        with together():
+            if accelerator.is_main_process:
+                write_atomic(cell.directory / DETECTIONS / f"{mode}.json", dumps(found))
+        accuracy[mode] = average_precision(data.test, found, data.groups)
+    return {"alpha": alpha, "accuracy": accuracy}

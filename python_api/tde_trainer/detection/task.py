@@ -1,0 +1,62 @@
+"""Training detectors, as a task of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from tde_trainer.detection.detector import build_detector
+from tde_trainer.detection.schema import DetectionConfig
+from tde_trainer.detection.sets import load_set, prepare_set
+from tde_trainer.detection.train import train_detector
+from tde_trainer.errors import UserError
+from tde_trainer.train import Cell
+
+
+class DetectionTask:
+    """See `tasks.Task`."""
+
+    def __init__(self, config: DetectionConfig) -> None:
+        self.config = config
+
+    @property
+    def data_name(self) -> str:
+        """See `tasks.Task`."""
+        return self.config.data.name
+
+    def fetch(self) -> None:
+        """See `tasks.Task`."""
+        prepare_set(self.config.data)
+
+    def check(self, accelerator: Accelerator) -> Tensor:
+        """See `tasks.Task`."""
+        data = load_set(self.config.data)
+        if not any(data.train.by_image.values()):
+            raise UserError(f"{data.train.path} marks no object: there is nothing to learn from")
+        for method in self.config.methods:
+            build_detector(self.config, method, data.class_counts, len(data.train.images))
+        return data.class_counts
+
+    def epochs(self, method: str) -> int:
+        """See `tasks.Task`."""
+        return self.config.train.epochs
+
+    def train(
+        self,
+        cell: Cell,
+        accelerator: Accelerator,
+        started: Callable[[int], None],
+        epoch_done: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
+        """See `tasks.Task`."""
+        return train_detector(cell, self.config, accelerator, started, epoch_done)
+
+    def in_words(self, measured: dict[str, Any]) -> str:
+        """See `tasks.Task`."""
+        shown = measured["accuracy"]["with_tde"] or measured["accuracy"]["without_tde"]
+        rare = "" if math.isnan(shown["AP_r"]) else f", AP_r {100 * shown['AP_r']:.1f}"
+        return f"AP {100 * shown['AP']:.1f}{rare}"
