@@ -16,7 +16,7 @@ def test_every_packaged_recipe_loads(name: str) -> None:
 
 
 def test_what_is_for_classifiers_takes_no_detectors() -> None:
-    with pytest.raises(UserError, match="^recipe shapes_lvis trains detectors; this is for classifiers$"):
+    with pytest.raises(UserError, match=r"^recipe shapes_lvis trains detectors; this is for classifiers$"):
         load_config("shapes_lvis")
 
 
