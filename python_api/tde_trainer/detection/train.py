@@ -18,7 +18,6 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from tde_trainer.detection.detect import as_float
 from tde_trainer.detection.detector import build_detector
-from tde_trainer.detection.evaluate import evaluate_detector
 from tde_trainer.detection.images import (
     DetectionImages,
     Example,
@@ -26,6 +25,7 @@ from tde_trainer.detection.images import (
     collate,
     repeat_factors,
 )
+from tde_trainer.detection.reading import evaluate_detector
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import DetectionData, load_set
 from tde_trainer.device import describe
