@@ -108,13 +108,16 @@ class TestReading:
         [
             ({"file_name": "COCO_val2014_000000000042.jpg"}, "000000000042.jpg"),  # v0.5, of COCO's val2017
             ({"file_name": "some/folder/1.png"}, "some/folder/1.png"),
+            ({"file_name": "some/1.png", "coco_url": "http://other/place/2.png"}, "some/1.png"),
+            ({"file_name": "COCO_val2014_000000000042.jpg", "coco_url": "http://c/val2017/42.jpg"}, "val2017/42.jpg"),
             ({"coco_url": "http://images.cocodataset.org/train2017/000000000042.jpg"}, "train2017/000000000042.jpg"),
         ],
     )
     def test_both_versions_name_the_images(
         self, fields: dict[str, str], name: str, content: dict[str, Any], tmp_path: Path
     ) -> None:
-        del content["images"][0]["file_name"]
+        for key in ("file_name", "coco_url"):
+            content["images"][0].pop(key, None)
         content["images"][0] |= fields
         assert read_annotations(write(tmp_path / "lvis.json", content)).images[0].file_name == name
 

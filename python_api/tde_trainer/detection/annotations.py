@@ -98,9 +98,9 @@ def frequency_groups(counts: Tensor) -> tuple[str, ...]:
 def read_annotations(path: Path) -> Annotations:
     """Read and check an annotation file, JSON or gzipped JSON.
 
-    v0.5 and v1 differ in the images alone: v0.5 names their files (``file_name``), v1 their addresses (``coco_url``,
-    of which the last two parts name the file). Images without annotations are kept, and so are objects of zero area,
-    which `trainable` tells apart.
+    v0.5 and v1 differ in the images alone: v1 names their addresses (``coco_url``, of which the last two parts name the
+    file), v0.5 their files besides (``file_name``, which counts where it says the folder or there is no address).
+    Images without annotations are kept, and so are objects of zero area, which `trainable` tells apart.
 
     Raises:
         UserError: the file is missing or is not such a file; the message names the entry.
@@ -145,9 +145,8 @@ def _category(entry: Entry) -> Category:
 
 
 def _image(entry: Entry) -> Image:
-    if "file_name" in entry:
-        key, name = "file_name", _NAME_OF_2014.sub("", entry.text("file_name"))
-    else:
+    key, name = "file_name", _NAME_OF_2014.sub("", entry.text("file_name")) if "file_name" in entry else ""
+    if "/" not in name and ("coco_url" in entry or not name):  # the name does not say in which folder
         key, name = "coco_url", "/".join(entry.text("coco_url").split("/")[-2:])
     if name.startswith("/") or ".." in name.split("/"):
         entry.refuse(key, "relative to the root of the images, and inside")
