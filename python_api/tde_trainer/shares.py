@@ -55,7 +55,8 @@ class RankBatches(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in super().__iter__():
-            yield batch[self._part(len(batch))]
+            # One without a share looks on, at an image that weighs nothing: the others wait for its gradients.
+            yield batch[self._part(len(batch))] or batch[:1]
 
     def weight(self, step: int) -> float:
         """Of this rank's mean over its share of that batch, for the mean over ranks to be that over the batch."""

@@ -17,6 +17,7 @@ from tde_trainer.errors import UserError
 from tde_trainer.files import read_json
 
 FREQUENCIES = ("r", "c", "f")  # rare, common, frequent
+SMALLEST = 1e-3  # side of a box, in pixels: in float32 a smaller one at an image's far edge has none
 RARE, COMMON = 10, 100  # the most training images of either
 
 _NAME_OF_2014 = re.compile(r"COCO_(train|val|test)2014_")  # v0.5 gives it, of images that lie in COCO's folders of 2017
@@ -81,7 +82,7 @@ class Annotations:
 def trainable(annotation: Annotation) -> bool:
     """Whether an object can be learned from: neither its box nor its mask is empty."""
     _, _, width, height = annotation.bbox
-    return width > 0 and height > 0 and annotation.area > 0
+    return min(width, height) >= SMALLEST and annotation.area > 0
 
 
 def frequency_groups(counts: Tensor) -> tuple[str, ...]:

@@ -49,10 +49,9 @@ class Stage(RoIHeads):
         x: Tensor = self.box_head(self.box_roi_pool(maps, boxes, shapes))
         return x
 
-    def refined(self, x: Tensor, boxes: list[Tensor], shapes: Shapes) -> list[Tensor]:
-        """The boxes as their features ``x [N, D]`` say that they should be, inside their images."""
-        deltas = self.box_predictor.bbox_pred(x).detach()
-        moved = self.box_coder.decode(deltas, boxes)[:, 0].split([len(own) for own in boxes])
+    def refined(self, deltas: Tensor, boxes: list[Tensor], shapes: Shapes) -> list[Tensor]:
+        """The boxes moved by ``deltas [N, 4]``, inside their images."""
+        moved = self.box_coder.decode(deltas, boxes).reshape(-1, 4).split([len(own) for own in boxes])
         return [clip_boxes_to_image(own, shape) for own, shape in zip(moved, shapes, strict=True)]
 
 
@@ -121,7 +120,7 @@ class CascadeRoIHeads(nn.Module):
                 stage.box_predictor, x, label
             )
             losses[f"loss_box_{number}"] = weight * error
-            sampled, refined = proposals, stage.refined(x, proposals, shapes)
+            sampled, refined = proposals, stage.refined(deltas.detach(), proposals, shapes)
             proposals = [boxes[remove_small_boxes(boxes, SMALLEST)] for boxes in refined]
         if self.masks is not None:
             chosen = [own > 0 for own in labels]
@@ -140,7 +139,7 @@ class CascadeRoIHeads(nn.Module):
         for stage in self.stages:
             x = stage.features(features, boxes, shapes)
             of_stages.append(stage.box_predictor.head(x).float())
-            boxes = stage.refined(x, boxes, shapes)
+            boxes = stage.refined(stage.box_predictor.bbox_pred(x), boxes, shapes)
         probabilities = self.classification.probabilities(torch.stack(of_stages).mean(0))
         split = probabilities.split([len(own) for own in boxes])
         detections = [self._kept(own, scores) for own, scores in zip(boxes, split, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tde_trainer.detection.methods import LOSSES, METHODS
 from tde_trainer.detection.models import BACKBONES
 from tde_trainer.detection.schema import DetectionConfig
@@ -24,5 +26,5 @@ def check_detectors(config: DetectionConfig) -> None:
     if config.head.alpha is None:
         if not SETS[config.data.name].val:
             raise UserError(f"head.alpha must be given: {config.data.name} has no validation images to choose it on")
-        if not config.head.alphas or min(config.head.alphas) < 0:
-            raise UserError(f"head.alphas={config.head.alphas} must be a non-empty list, none of it negative")
+        if not config.head.alphas or not all(0 <= alpha < math.inf for alpha in config.head.alphas):
+            raise UserError(f"head.alphas={config.head.alphas} must be a non-empty list of finite numbers from 0")

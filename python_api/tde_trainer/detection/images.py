@@ -55,7 +55,10 @@ class DetectionImages(Dataset[Example]):
         boxes = torch.tensor([found.bbox for found in objects], dtype=torch.float32).reshape(-1, 4)
         boxes = box_convert(boxes, "xywh", "xyxy")
         labels = torch.tensor([self.annotations.labels[found.category_id] for found in objects], dtype=torch.int64)
-        mask = masks(objects, entry.height, entry.width)
+        try:
+            mask = masks(objects, entry.height, entry.width)
+        except ValueError as error:
+            raise UserError(f"{self.annotations.path}: {error}") from error
         generator = torch.Generator().manual_seed(self.seed + index)
         if self.training and torch.rand((), generator=generator) < 0.5:
             image, mask = horizontal_flip(image), horizontal_flip(mask)

@@ -14,7 +14,7 @@ def equalization_loss(logits: Tensor, labels: Tensor, rare: Tensor) -> Tensor:
     """EQL: a sigmoid for every class, in which boxes of other classes spare the rare ones; background does not.
 
     ``sum_ij w_ij * BCE(z_ij, y_ij) / N`` with ``w_ij = 1 - E_i * T_j * (1 - y_ij)``: ``E`` is 1 for foreground, ``T``
-    for rare classes.
+    for rare classes. Of no box at all it is 0.
 
     Args:
         logits: ``[N, C]``; the background has none.
@@ -30,8 +30,8 @@ def equalization_loss(logits: Tensor, labels: Tensor, rare: Tensor) -> Tensor:
 def softmax_equalization_loss(logits: Tensor, labels: Tensor, rare: Tensor, beta: float) -> Tensor:
     """Softmax EQL: rare classes are left out of the sum of another class's softmax, each with probability beta.
 
-    ``-log(e^z_y / sum_j w_j e^z_j)`` with ``w_ij = 1 - b_ij * T_j * (1 - y_ij)``, ``b`` drawn anew for every box and
-    class, ``T`` as above; the background is always in the sum.
+    The mean over boxes of ``-log(e^z_iy / sum_j w_ij e^z_ij)`` with ``w_ij = 1 - b_ij * T_j * (1 - y_ij)``, ``b`` drawn
+    anew for every box and class, ``T`` as above; the background is always in the sum. Of no box at all it is 0.
 
     Args:
         logits: ``[N, 1 + C]``, the background first.
@@ -41,4 +41,5 @@ def softmax_equalization_loss(logits: Tensor, labels: Tensor, rare: Tensor, beta
     """
     may_go = nnf.pad(rare, (1, 0)) & (nnf.one_hot(labels, logits.shape[1]) == 0)
     gone = may_go & (torch.rand_like(logits, dtype=torch.float32) < beta)
-    return nnf.cross_entropy(logits.float().masked_fill(gone, -torch.inf), labels)
+    kept = logits.float().masked_fill(gone, -torch.inf)
+    return nnf.cross_entropy(kept, labels, reduction="sum") / max(len(labels), 1)

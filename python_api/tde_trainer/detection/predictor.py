@@ -109,7 +109,10 @@ def replace_box_predictor(
 
     Raises:
         TypeError: its RoI heads or its predictor are not torchvision's.
+        ValueError: the background is not to be 0; what the head refuses.
     """
+    if head.setdefault("background_index", 0) != 0:
+        raise ValueError(f"background_index must be 0 in torchvision's RoI heads, got {head['background_index']}")
     roi_heads = getattr(model, "roi_heads", None)
     tells = isinstance(roi_heads, ForegroundTold) or type(roi_heads) is RoIHeads
     if not (isinstance(roi_heads, RoIHeads) and tells):
@@ -123,13 +126,10 @@ def replace_box_predictor(
         raise TypeError(
             f"model.roi_heads.box_predictor must have linear cls_score and bbox_pred, got {type(old).__name__}"
         )
-    same_classes = num_classes in (None, classifier.out_features)
-    head = {"device": classifier.weight.device, "dtype": classifier.weight.dtype, **head}
-    new = BoxPredictor(
-        classifier.in_features, num_classes or classifier.out_features, class_agnostic=class_agnostic, **head
-    ).to(classifier.weight)
+    classes = classifier.out_features if num_classes is None else num_classes
+    new = BoxPredictor(classifier.in_features, classes, class_agnostic=class_agnostic, **head).to(classifier.weight)
     with torch.no_grad():
-        if same_classes:
+        if classes == classifier.out_features:
             new.head.weight.copy_(classifier.weight)
         if new.bbox_pred.weight.shape == regression.weight.shape:
             new.bbox_pred.load_state_dict(regression.state_dict())

@@ -37,6 +37,8 @@ class DetectionTask:
         data = load_set(self.config.data)
         if not any(data.train.by_image.values()):
             raise UserError(f"{data.train.path} marks no object: there is nothing to learn from")
+        if self.config.head.alpha is None and data.val is not None and not any(data.val.by_image.values()):
+            raise UserError(f"{data.val.path} marks no object: no alpha can be chosen on it; set head.alpha")
         for method in self.config.methods:
             build_detector(self.config, method, data.class_counts, len(data.train.images))
         return data.class_counts
