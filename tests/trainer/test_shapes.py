@@ -17,7 +17,7 @@ from tde_trainer.detection.annotations import frequency_groups, read_annotations
 from tde_trainer.detection.masks import masks
 from tde_trainer.detection.shapes import Version, write_shapes
 from tde_trainer.detection.shapes_counts import deal, deal_splits, long_tailed_counts
-from tde_trainer.detection.shapes_drawing import HUES, KINDS, box, coverage, draw_scene
+from tde_trainer.detection.shapes_drawing import HUE_JITTER, HUES, KINDS, box, coverage, draw_scene
 from tde_trainer.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -99,7 +99,7 @@ class TestDrawing:
             near = np.zeros((96, 96), dtype=bool)
             near[upper : lower + 1, left : right + 1] = True
             hues = np.array([[colorsys.rgb_to_hsv(*pixel)[0] for pixel in row] for row in scene.image / 255])
-            of_kind = np.abs((hues - HUES[kind.split("_")[0]] + 0.5) % 1 - 0.5) < 0.04
+            of_kind = np.abs((hues - HUES[kind.split("_")[0]] + 0.5) % 1 - 0.5) < HUE_JITTER + 0.028
             inside.append(of_kind[cover == 1].mean())
             around.append(of_kind[near & (cover == 0)].mean() if (near & (cover == 0)).any() else 0.0)
         assert min(inside) > 0.97 and np.mean(around) < 0.4

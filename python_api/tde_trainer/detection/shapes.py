@@ -23,7 +23,7 @@ from tde_trainer.files import dumps, read_json, write_atomic
 Version = Literal["v0.5", "v1"]
 Entry = dict[str, Any]
 
-DRAWING = 1  # raise it with every change of what is drawn: sets of before are then not taken for these
+DRAWING = 2  # raise it with every change of what is drawn: sets of before are then not taken for these
 NEGATIVES = 3  # classes that a training image is known to lack
 NOT_EXHAUSTIVE = 0.05  # of the training images
 

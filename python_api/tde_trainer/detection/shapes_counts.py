@@ -35,7 +35,7 @@ def long_tailed_counts(images: int, num_classes: int) -> NDArray[np.int64]:
     They keep off LVIS's bounds of 10 and 100 images, since some images hold two of a class.
     """
     thirds = [len(part) for part in np.array_split(np.arange(num_classes), 3)]
-    tops = [(max(images / 3, 130), 130), (95, 13), (10, 4)]
+    tops = [(max(images / 3, 130), 130), (95, 13), (8, 2)]
     curve = np.concatenate([np.geomspace(*ends, n) for ends, n in zip(tops, thirds, strict=True)])
     return (curve * min(1, images / LONG_TAIL_FROM)).round().clip(1).astype(np.int64)
 

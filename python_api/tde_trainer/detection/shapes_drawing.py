@@ -18,8 +18,8 @@ Outline = list[Array]  # contours [V, 2] of x and y; the first is the border, an
 DIAMETERS = (14 / 128, 48 / 128)  # of the circle around a shape, in sides of the image
 HIDDEN = 0.1  # at most this part of a shape's box lies in another's
 SUPERSAMPLED = 4
-HUES = {"red": 0.985, "orange": 0.065, "yellow": 0.145}  # neighbours, so that each is taken for the next
-HUE_JITTER = 0.012
+HUES = {"red": 0.98, "orange": 0.035, "yellow": 0.09}  # so near that some of each could be of the next
+HUE_JITTER = 0.04
 
 
 def _polar(angles: Array, radii: Array | float = 1.0) -> Array:
