@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import get_console
 from rich.console import Console
 from typer.core import TyperGroup
 
 import tde_kernels
 from tde_trainer import beside, results
+from tde_trainer.again import evaluate_runs, grid_of, parse_alpha, sweep_run
 from tde_trainer.compare import compare
 from tde_trainer.config import load_config, load_recipe, recipe_names, recipe_text
 from tde_trainer.detection import commands as detection_commands
@@ -26,7 +28,6 @@ from tde_trainer.posthoc.fit import sweep_dump
 from tde_trainer.published import published_table
 from tde_trainer.ranks import process, together
 from tde_trainer.report import write_report
-from tde_trainer.restore import evaluate_runs, grid_of, parse_alpha, sweep_run
 from tde_trainer.run import train_run, versions
 from tde_trainer.schema import HeadConfig
 from tde_trainer.speed import measure_speed
@@ -83,7 +84,7 @@ def train(
 
       torchrun --nproc-per-node gpu -m tde_trainer train digits_lt      [dim]# every GPU[/dim]
     """
-    console = Console()
+    console = get_console()  # one for the bars of epochs and of images
     with together():
         config = load_recipe(recipe, overrides or [])
     with _resumable():
@@ -129,7 +130,7 @@ def evaluate(
         str | None, typer.Argument(metavar="[alpha=VALUE]", help="TDE strength; default: the one of the run.")
     ] = None,
 ) -> None:
-    """Recompute the test accuracy of a run from its checkpoints, at its own alpha or at another.
+    """Recompute a run's test accuracy, or average precision, from its checkpoints, at its own alpha or at another.
 
     [bold]Examples[/bold]
 
@@ -152,6 +153,8 @@ def sweep(
     steps: Annotated[int | None, typer.Option("--steps", help="Number of alphas; default: the recipe's.")] = None,
 ) -> None:
     """Print accuracy against alpha, recomputed from checkpoints, and write RUN/sweep.json; or of a file of features.
+
+    Of detectors it is average precision, by default at the recipe's head.alphas; every alpha reads all images anew.
 
     [bold]Examples[/bold]
 

@@ -10,8 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tde_trainer.data import DATASETS
+from tde_trainer.evaluate import alpha_grid
 from tde_trainer.methods import METHODS
 from tde_trainer.network import build_network
+from tde_trainer.restore import evaluate_cell, sweep_cell
+from tde_trainer.results import Result
 from tde_trainer.schema import Config
 from tde_trainer.shares import check_shares
 from tde_trainer.stage_one import TrainedStage
@@ -58,6 +61,19 @@ class ClassificationTask:
     ) -> dict[str, Any]:
         """See `tasks.Task`."""
         return train_cell(cell, self.config, accelerator, started, epoch_done)
+
+    def evaluate(self, cell: Result, alpha: float | None) -> dict[str, Any]:
+        """See `tasks.Task`."""
+        return evaluate_cell(cell, alpha)
+
+    @property
+    def alphas(self) -> list[float]:
+        """See `tasks.Task`."""
+        return alpha_grid(self.config.head)
+
+    def sweep(self, cell: Result, alphas: list[float]) -> dict[str, dict[str, list[float]]]:
+        """See `tasks.Task`."""
+        return sweep_cell(cell, alphas)
 
     def in_words(self, measured: dict[str, Any]) -> str:
         """See `tasks.Task`."""

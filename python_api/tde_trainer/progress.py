@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+from rich import get_console
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, track
 
 SECONDS_BETWEEN_LINES = 30.0
+_T = TypeVar("_T")
+
+
+def watched(items: Iterable[_T], what: str, total: int) -> Iterable[_T]:
+    """The items, with a bar on a terminal that stands below one that is there already."""
+    return track(items, what, total, transient=True, disable=not get_console().is_terminal)
 
 
 class Reporter:

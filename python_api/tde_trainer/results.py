@@ -50,6 +50,11 @@ def finished_cells(path: Path) -> list[Result]:
     return found
 
 
+def with_tde(path: Path) -> list[Result]:
+    """Those of `finished_cells` whose method has TDE."""
+    return [result for result in finished_cells(path) if result.values["accuracy"]["with_tde"]]
+
+
 def settings(run: Path) -> dict[str, Any]:
     """The config and the command that a run was started with.
 

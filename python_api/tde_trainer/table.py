@@ -9,7 +9,6 @@ from rich import box
 from rich.table import Table
 
 from tde_trainer.kinds import kind_of
-from tde_trainer.metrics import GROUPS
 
 SHOWN_CLASSES = 20  # of more, only the largest and the smallest are listed
 
@@ -76,11 +75,13 @@ def lift_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def alpha_table(name: str, curve: dict[str, Any]) -> Table:
-    """Accuracy of every group at every alpha; ``val`` is what alpha is chosen by."""
-    table = Table(title=f"{name}: accuracy in % against alpha")
-    for column in ("alpha", "val", *GROUPS):
+    """Every measure at every alpha, before them the one of validation images, where there are any, that chooses."""
+    kind = kind_of(curve)
+    columns = {f"val {kind.headline}": curve["val"][kind.headline]} if "val" in curve else {}
+    columns |= {measure: curve["test"][measure] for measure in kind.measures}
+    table = Table(title=f"{name}: {kind.title.lower()} in % against alpha")
+    for column in ("alpha", *columns):
         table.add_column(column, justify="right")
     for index, alpha in enumerate(curve["alphas"]):
-        test = (percent(curve["test"][group][index]) for group in GROUPS)
-        table.add_row(f"{alpha:g}", percent(curve["val"]["overall"][index]), *test)
+        table.add_row(f"{alpha:g}", *(percent(points[index]) for points in columns.values()))
     return table

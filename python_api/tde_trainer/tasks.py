@@ -11,6 +11,7 @@ from torch import Tensor
 from tde_trainer.classification import ClassificationTask
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.task import DetectionTask
+from tde_trainer.results import Result
 from tde_trainer.schema import Config, RunConfig
 from tde_trainer.train import Cell
 
@@ -49,6 +50,24 @@ class Task(Protocol):
             accelerator: device, precision and ranks.
             started: called with the number of epochs already done.
             epoch_done: called with each new line of metrics.jsonl, after that epoch is safe on disk.
+        """
+
+    def evaluate(self, cell: Result, alpha: float | None) -> dict[str, Any]:
+        """The ``accuracy`` of a finished training's results.json, measured again from its checkpoint.
+
+        Args:
+            cell: the training.
+            alpha: strength of TDE; None where the method has none.
+        """
+
+    @property
+    def alphas(self) -> list[float]:
+        """That a sweep looks at, in order."""
+
+    def sweep(self, cell: Result, alphas: list[float]) -> dict[str, dict[str, list[float]]]:
+        """A finished training read at each of ``alphas``: ``{"val": {measure: [A]}, "test": ...}``.
+
+        Without validation images there is no ``val``.
         """
 
     def in_words(self, measured: dict[str, Any]) -> str:

@@ -17,6 +17,12 @@ from typer.testing import Result
 
 TINY = ["train.epochs=2", "model.width=4", "model.features=8", "data.val_per_class=5", "head.alpha_steps=7"]
 
+# A detector for `tiny_shapes`, of which no more is wanted than that it is trained and evaluated in seconds
+TINY_DETECTOR = [
+    *("data.name=lvis", "data.min_size=48", "data.max_size=48", "train.epochs=1", "head.alphas=[0.5,1.5]"),
+    *("model.representation=32", "model.proposals=20", "model.box_batch=8", "model.detections=10"),
+]
+
 NORMALISED = {"cosine", "capsule", "deconfound"}  # the methods that have TDE
 SECOND_STAGE = ("joint", "ncm", "crt", "tau_norm", "lws", "oltr", "decouple_oltr")
 FIRST_STAGE = tuple(name for name in METHODS if name not in SECOND_STAGE)

@@ -14,6 +14,7 @@ from torchvision.ops import box_convert
 
 from tde_trainer.detection.images import DetectionImages, Example, collate
 from tde_trainer.detection.masks import encode
+from tde_trainer.progress import watched
 
 INSIDE = 0.5  # probability from which on a pixel belongs to a mask
 
@@ -37,7 +38,7 @@ def detect(
     own = range(accelerator.process_index, len(images), accelerator.num_processes)
     loader: DataLoader[Example] = DataLoader(Subset(images, own), collate_fn=collate, num_workers=workers)
     found: list[dict[str, Any]] = []
-    for index, (batch, _) in zip(own, loader, strict=True):
+    for index, (batch, _) in watched(zip(own, loader, strict=True), "images", len(own)):
         with accelerator.autocast():
             (output,) = detector(as_float(batch, accelerator.device))
         found.extend(_entries(images, index, output))

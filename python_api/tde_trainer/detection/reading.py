@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from accelerate import Accelerator
@@ -45,6 +46,13 @@ class Reader:
         with read_with(self.detector, alpha, exempt=exempt):
             return detect(self.detector, images, self.accelerator, self.config.data.workers)
 
+    def in_every_way(self, alpha: float | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """The submission of the test images for each mode of `DETECTION`; for plain inference alone without alpha."""
+        yield "without_tde", self.found(self.data.test, 0.0)
+        if alpha is not None:
+            yield "with_tde", self.found(self.data.test, alpha)
+            yield "with_tde_everywhere", self.found(self.data.test, alpha, exempt=False)
+
     def alpha(self) -> dict[str, Any]:
         """The one of the config, or else the one of its alphas by which masks are found best in validation images."""
         given = self.config.head.alpha
@@ -68,15 +76,8 @@ def evaluate_detector(
     reader = Reader(detector, data, config, accelerator)
     method = METHODS[cell.method]
     alpha = reader.alpha() if method.has_tde else None
-    ways: dict[str, dict[str, Any]] = {"without_tde": {"alpha": 0.0}}
-    if alpha is not None:
-        ways |= {
-            "with_tde": {"alpha": alpha["value"]},
-            "with_tde_everywhere": {"alpha": alpha["value"], "exempt": False},
-        }
     accuracy: dict[str, Any] = dict.fromkeys(DETECTION.modes)
-    for mode, way in ways.items():
-        found = reader.found(data.test, **way)
+    for mode, found in reader.in_every_way(None if alpha is None else alpha["value"]):
         with together():
             if accelerator.is_main_process:
                 write_atomic(cell.directory / DETECTIONS / f"{mode}.json", dumps(found))

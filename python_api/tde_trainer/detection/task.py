@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
 from tde_trainer.detection.detector import build_detector
+from tde_trainer.detection.restore import evaluate_cell, reader_of, sweep_cell
 from tde_trainer.detection.schema import DetectionConfig
-from tde_trainer.detection.sets import load_set, prepare_set
+from tde_trainer.detection.sets import DetectionData, load_set, prepare_set
 from tde_trainer.detection.train import train_detector
 from tde_trainer.errors import UserError
+from tde_trainer.results import Result
 from tde_trainer.train import Cell
 
 
@@ -56,6 +59,23 @@ class DetectionTask:
     ) -> dict[str, Any]:
         """See `tasks.Task`."""
         return train_detector(cell, self.config, accelerator, started, epoch_done)
+
+    @cached_property
+    def _data(self) -> DetectionData:
+        return load_set(self.config.data)
+
+    def evaluate(self, cell: Result, alpha: float | None) -> dict[str, Any]:
+        """See `tasks.Task`."""
+        return evaluate_cell(reader_of(cell, self.config, self._data), alpha)
+
+    @property
+    def alphas(self) -> list[float]:
+        """See `tasks.Task`."""
+        return sorted({0.0, *self.config.head.alphas})
+
+    def sweep(self, cell: Result, alphas: list[float]) -> dict[str, dict[str, list[float]]]:
+        """See `tasks.Task`."""
+        return sweep_cell(reader_of(cell, self.config, self._data), alphas)
 
     def in_words(self, measured: dict[str, Any]) -> str:
         """See `tasks.Task`."""

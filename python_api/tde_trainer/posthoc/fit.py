@@ -102,7 +102,7 @@ def fit_dump(path: Path, weight: Path, key: str | None, family: Family) -> Fitte
 
 
 def sweep_dump(path: Path, head_file: Path, config: HeadConfig) -> dict[str, Any]:
-    """Accuracy against alpha on the validation and test features of a file, as `restore.sweep_run` has it."""
+    """Accuracy against alpha on the validation and test features of a file, as `again.sweep_run` has it."""
     features, head = load_features(path), load_head(head_file)
     alphas = alpha_grid(config)
     curves = {
