@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
+import inspect
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +39,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage, of which trainings ask for many, looks through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@cache
+def builtins_of(module: Any) -> list[str]:
+    """Names in Triton's language that its interpreter replaces."""
+    return [name for name, member in inspect.getmembers(module) if triton.language.core.is_builtin(member)]
+
+
+def replace_builtins(module: Any, builder: Any, scope: Any) -> None:
+    """Triton's own, which looks for the names anew at every call of a function: half of the interpreter's time."""
+    for name in builtins_of(module):
+        if triton.language.core.is_builtin(member := getattr(module, name)):  # not where a caller has replaced it
+            interpreter._patch_attr(module, name, member, builder, scope)
+
+
+if importlib.util.find_spec("triton") is not None:
+    import triton
+    from triton.runtime import interpreter
+
+    interpreter._patch_builtin = replace_builtins
 
 
 @pytest.fixture(autouse=True)
