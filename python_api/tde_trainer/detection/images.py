@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from numpy.random import default_rng
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.datasets.folder import pil_loader
 from torchvision.ops import box_convert
-from torchvision.transforms.v2.functional import horizontal_flip
+from torchvision.transforms.v2.functional import horizontal_flip, pil_to_tensor
 
 from tde_trainer.detection.annotations import Annotations, trainable
 from tde_trainer.detection.masks import masks
@@ -42,10 +44,7 @@ class DetectionImages(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         entry = self.annotations.images[index]
         path = self.root / entry.file_name
-        try:
-            image = decode_image(str(path), ImageReadMode.RGB)
-        except RuntimeError as error:
-            raise UserError(f"cannot read image {path}: {' '.join(str(error).split())[:120]}") from error
+        image = _read(path)
         if image.shape[1:] != (entry.height, entry.width):
             size = f"{image.shape[2]} x {image.shape[1]}"
             raise UserError(
@@ -59,11 +58,18 @@ class DetectionImages(Dataset[Example]):
             mask = masks(objects, entry.height, entry.width)
         except ValueError as error:
             raise UserError(f"{self.annotations.path}: {error}") from error
-        generator = torch.Generator().manual_seed(self.seed + index)
-        if self.training and torch.rand((), generator=generator) < 0.5:
+        if self.training and default_rng([self.seed, index]).random() < 0.5:
             image, mask = horizontal_flip(image), horizontal_flip(mask)
             boxes[:, [0, 2]] = entry.width - boxes[:, [2, 0]]
         return image, {"boxes": boxes, "labels": labels, "masks": mask}
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        image: Tensor = pil_to_tensor(pil_loader(path))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read image {path}: {getattr(error, 'strerror', None) or error}") from error
+    return image
 
 
 def collate(examples: list[Example]) -> tuple[list[Tensor], list[Target]]:
