@@ -9,10 +9,10 @@ from typing import Any
 from tde_trainer import beside
 from tde_trainer.compare import Comparison, load_summary, rows_of
 from tde_trainer.errors import UserError
+from tde_trainer.figures import FIGURES
 from tde_trainer.files import write_atomic
 from tde_trainer.kinds import kind_of
 from tde_trainer.markdown import render
-from tde_trainer.plots import CAPTIONS
 from tde_trainer.published import published_table
 from tde_trainer.table import lift_lines
 
@@ -35,10 +35,12 @@ def _entry(file: Path, folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"no such file: {file}")
     summary, remark = load_summary(file), file.with_suffix(".md")
-    images = {f"images/{file.stem}_{figure}.png": caption for figure, caption in CAPTIONS.items()}
+    kind = kind_of(summary)
+    captions = FIGURES[kind.task].captions
+    images = {f"images/{file.stem}_{figure}.png": caption for figure, caption in captions.items()}
     return {
         **summary,
-        "kind": kind_of(summary),
+        "kind": kind,
         "name": file.stem,
         "remark": remark.read_text(encoding="utf-8").strip() if remark.exists() else "",
         "lifts": lift_lines(summary),

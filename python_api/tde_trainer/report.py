@@ -9,21 +9,23 @@ from typing import Any
 
 import jinja2
 
-from tde_trainer import plots, results, table
+from tde_trainer import results, table
+from tde_trainer.figures import FIGURES
 from tde_trainer.files import write_atomic
 from tde_trainer.kinds import kind_of
+from tde_trainer.results import Result
 
 
-def collect(runs: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
+def collect(runs: Sequence[Path]) -> dict[str, list[Result]]:
     """Finished cells by method; with several runs, by run and method.
 
     Raises:
         UserError: see `results.finished_cells`.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Result]] = {}
     for run in runs:
-        for method, cells in results.by_method(results.finished_cells(run)).items():
-            groups.setdefault(f"{run.name}: {method}" if len(runs) > 1 else method, []).extend(cells)
+        for cell in results.finished_cells(run):
+            groups.setdefault(f"{run.name}: {cell.method}" if len(runs) > 1 else cell.method, []).append(cell)
     return groups
 
 
@@ -34,21 +36,24 @@ def write_report(runs: Sequence[Path], path: Path) -> dict[str, Any]:
         The summary, see `results.summarize`.
     """
     groups = collect(runs)
-    summary = results.summarize(groups)
+    summary = results.summarize({name: [cell.values for cell in cells] for name, cells in groups.items()})
     made = [how_made(run) for run in runs]
-    images = plots.draw_all(groups)
+    kind = kind_of(summary)
+    figures = FIGURES[kind.task]
+    images, left_out = figures.draw(groups)
     for name, png in images.items():
         write_atomic(path.parent / "plots" / f"{name}.png", png)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tde_trainer"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("report.html.j2").render(
-        kind=kind_of(summary),
+        kind=kind,
         rows=summary["rows"],
         lifts=table.lift_lines(summary),
         percent=table.percent,
         counts_in_words=table.counts_in_words,
-        plots=[(plots.CAPTIONS[name], base64.b64encode(png).decode()) for name, png in images.items()],
+        plots=[(figures.captions[name], base64.b64encode(png).decode()) for name, png in images.items()],
+        left_out=left_out,
         runs=made,
     )
     write_atomic(path, page)

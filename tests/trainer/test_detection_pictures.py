@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
-from tde_trainer.detection import class_plot as plot_module
 from tde_trainer.detection.class_plot import class_plot
 from tde_trainer.detection.pictures import (
     FREQUENCY_COLOURS,
@@ -22,8 +21,8 @@ from tde_trainer.detection.pictures import (
     _free_place,
     draw_detections,
     is_right,
-    write_picture,
 )
+from tde_trainer.plots import png
 from torch import Tensor
 
 CLASSES = Classes(["red_star", "red_ring", "blue_cross"], ["f", "c", "r"])
@@ -57,9 +56,8 @@ def texts(figure: Figure, panel: int) -> list[str]:
 class TestDetections:
     """A row for each image, a column for the truth and each way of detecting."""
 
-    def test_the_picture_is_written(self, tmp_path: Path) -> None:
-        write_picture(tmp_path / "plots/found.png", [ROW, ROW], CLASSES)
-        width, height = Image.open(tmp_path / "plots/found.png").size
+    def test_the_picture_has_a_size(self) -> None:
+        width, height = Image.open(BytesIO(png(draw_detections([ROW, ROW], CLASSES)))).size
         assert width > 1000 and 0.6 < height / width < 0.9
 
     def test_panels_are_images_by_columns(self) -> None:
@@ -135,18 +133,10 @@ class TestClassPlot:
     """Average precision per class against training images."""
 
     @pytest.fixture
-    def figure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
-        drawn: list[Figure] = []
-        png = plot_module.png
-
-        def keep(figure: Figure) -> bytes:
-            drawn.append(figure)
-            return png(figure)
-
-        monkeypatch.setattr(plot_module, "png", keep)
-        class_plot(tmp_path / "ap.png", COUNTS, AP, NAMES)
-        assert Image.open(tmp_path / "ap.png").size[0] > 1000
-        return drawn[0]
+    def figure(self) -> Figure:
+        figure = class_plot(COUNTS, AP, NAMES)
+        assert Image.open(BytesIO(png(figure))).size[0] > 1000
+        return figure
 
     def test_every_defined_class_has_a_mark(self, figure: Figure) -> None:
         linear, cosine = (np.ma.getdata(marks.get_offsets()) for marks in figure.axes[0].collections)
@@ -162,6 +152,6 @@ class TestClassPlot:
         assert [text.get_text() for text in figure.axes[0].texts] == ["rare", "common", "frequent", "class 5"]
 
     @pytest.mark.parametrize("rows", [{}, {"linear": [0.5]}])
-    def test_rows_of_another_length_are_refused(self, rows: dict[str, Any], tmp_path: Path) -> None:
+    def test_rows_of_another_length_are_refused(self, rows: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match="rows and names of 7 classes"):
-            class_plot(tmp_path / "ap.png", COUNTS, rows, NAMES)
+            class_plot(COUNTS, rows, NAMES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tde_trainer.detection.annotations import COMMON, RARE
-from tde_trainer.files import write_atomic
-from tde_trainer.plots import png, stack, style, tidy
+from tde_trainer.plots import stack, style, tidy
 
 NONE = 0.7  # stands for no training image on the logarithmic axis
 REGIONS = {"rare": (NONE, RARE), "common": (RARE + 1, COMMON), "frequent": (COMMON + 1, np.inf)}  # first and last
@@ -22,20 +20,18 @@ NAMED = 8  # classes at most
 
 
 def class_plot(
-    path: Path, image_counts: Sequence[int], ap_by_row: Mapping[str, Sequence[float | None]], names: Sequence[str]
-) -> None:
-    """Write a PNG: a mark for each class and row, a line for each row's mean over the rare, common, frequent classes.
+    image_counts: Sequence[int], ap_by_row: Mapping[str, Sequence[float | None]], names: Sequence[str]
+) -> Figure:
+    """A mark for each class and row, a line for each row's mean over the rare, common, frequent classes.
 
     Named, at their mark of the last row, are the classes at which it differs most from the first, where there is room.
 
     Args:
-        path: of the figure.
         image_counts: ``[C]`` training images.
         ap_by_row: for each row ``[C]`` average precision in 0 .. 1; NaN or None where it is undefined.
         names: ``[C]`` names of the classes.
 
     Raises:
-        UserError: ``path`` cannot be written.
         ValueError: there is no row, or one is not of C values.
     """
     if not ap_by_row or any(len(ap) != len(image_counts) for ap in (names, *ap_by_row.values())):
@@ -63,7 +59,7 @@ def class_plot(
     axes.minorticks_off()
     tidy(axes)
     figure.legend(loc="outside lower center", ncols=len(values), frameon=False, fontsize=11)
-    write_atomic(path, png(figure))
+    return figure
 
 
 def _shade(axes: Axes) -> None:

@@ -68,11 +68,15 @@ def masks(annotations: Sequence[Annotation], height: int, width: int) -> Tensor:
     found = torch.zeros(len(annotations), height, width, dtype=torch.uint8)
     for mask, annotation in zip(found, annotations, strict=True):
         try:
-            decoded = coco_mask.decode(run_lengths(annotation.segmentation, height, width))
+            mask.copy_(decode(run_lengths(annotation.segmentation, height, width)))
         except ValueError as error:
             raise ValueError(f"annotation {annotation.id}: {error}") from error
-        mask.copy_(torch.from_numpy(decoded))
     return found
+
+
+def decode(lengths: dict[str, Any]) -> Tensor:
+    """A mask from `run_lengths`, ``[H, W]`` uint8, 1 inside."""
+    return torch.from_numpy(coco_mask.decode(lengths))
 
 
 def encode(mask: Tensor) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from tde_trainer.files import write_atomic
-from tde_trainer.plots import COLOURS, png
+from tde_trainer.plots import COLOURS
 
 FREQUENCY_COLOURS = dict(zip("fcr", COLOURS, strict=False))
 FREQUENCY_NAMES = {"f": "frequent", "c": "common", "r": "rare"}
@@ -59,15 +57,6 @@ class Classes:
 
     def colour(self, label: int) -> str:
         return FREQUENCY_COLOURS[self.frequencies[label - 1]]
-
-
-def write_picture(path: Path, rows: Sequence[Row], classes: Classes, *, threshold: float = 0.5) -> None:
-    """Write `draw_detections` as PNG.
-
-    Raises:
-        UserError: ``path`` cannot be written.
-    """
-    write_atomic(path, png(draw_detections(rows, classes, threshold=threshold)))
 
 
 def draw_detections(rows: Sequence[Row], classes: Classes, *, threshold: float = 0.5) -> Figure:

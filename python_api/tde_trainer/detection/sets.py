@@ -67,8 +67,8 @@ def load_set(config: DetectionDataConfig) -> DetectionData:
     Raises:
         UserError: a file is missing or damaged, or the files differ in their categories.
     """
-    names, folder = SETS[config.name], Path(config.annotations or config.root)
-    train, test = (read_annotations(folder / name) for name in (names.train, names.test))
+    names, folder = SETS[config.name], _folder(config)
+    train, test = read_annotations(folder / names.train), load_test(config)
     val = read_annotations(folder / names.val) if names.val else None
     known = {category.id for category in train.categories}
     for other in (test, val):
@@ -77,3 +77,16 @@ def load_set(config: DetectionDataConfig) -> DetectionData:
             odd = sorted(found ^ known)[0]
             raise UserError(f"{other.path} and {train.path} must have the same categories; only one of them has {odd}")
     return DetectionData(train, test, val, Path(config.root))
+
+
+def load_test(config: DetectionDataConfig) -> Annotations:
+    """The annotations of a set's test images.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    return read_annotations(_folder(config) / SETS[config.name].test)
+
+
+def _folder(config: DetectionDataConfig) -> Path:
+    return Path(config.annotations or config.root)
