@@ -51,7 +51,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Train and examine classifiers on long-tailed data: de-confounded training and TDE inference.",
+    help="Train and examine classifiers and detectors on long-tailed data: de-confounded training and TDE inference.",
 )
 app.add_typer(study, name="study")
 app.command()(posthoc.features)
@@ -209,7 +209,7 @@ def table(
 
       tde table 2 runs/imagenet_lt runs/imagenet_lt_stage_two
 
-      tde table 4 runs/lvis_v0.5 runs/lvis_v1
+      tde table 4 runs/lvis_v05 runs/lvis_v1
 
       tde table 6 runs/imagenet_lt_grid
     """
