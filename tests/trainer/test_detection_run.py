@@ -37,7 +37,7 @@ def read(path: Path) -> Any:
 
 
 def defined(measures: dict[str, Any]) -> dict[str, float]:
-    """Without those that nothing is there to measure, and with null as the not-a-number that it was."""
+    """The measures of a table's row, with null as the not-a-number that it was."""
     return {name: math.nan if value is None else value for name, value in measures.items() if name != "per_class"}
 
 
@@ -111,7 +111,7 @@ class TestGoingOn:
     @pytest.fixture(scope="class")
     @classmethod
     def command(cls, tiny_shapes: Path) -> list[str]:
-        """Two epochs of six steps, on images that are repeated."""
+        """Two epochs, on images that are repeated."""
         changes = ["methods=[deconfound]", "train.epochs=2", "train.batch_size=8", "train.repeat_threshold=0.1"]
         return ["train", "shapes_lvis", *TINY_DETECTOR, *changes, f"data.root={tiny_shapes}", "head.alpha=1"]
 
@@ -308,17 +308,11 @@ class TestRefused:
     def test_heads_that_do_not_divide_the_channels(self, copy: Path, tde: Tde) -> None:
         assert "error: head of method 'deconfound': " in self.refusal(copy, tde, "head.num_heads=5")
 
-    def test_batches_that_processes_do_not_divide_are_no_matter_to_one(self) -> None:
-        assert load_recipe("shapes_lvis", ["train.batch_size=3"]).train.batch_size == 3
-
     @pytest.mark.parametrize("split", ["val", "test"])
     def test_files_that_differ_in_their_categories(self, split: str, copy: Path, tde: Tde) -> None:
-        change(
-            copy / f"{split}.json", lambda content: content["categories"].append({**content["categories"][0], "id": 77})
-        )
-        wanted = (
-            f"error: {copy}/{split}.json and {copy}/train.json must have the same categories; only one of them has 77"
-        )
+        other, train = copy / f"{split}.json", copy / "train.json"
+        change(other, lambda content: content["categories"].append({**content["categories"][0], "id": 77}))
+        wanted = f"error: {other} and {train} must have the same categories; only one of them has 77"
         assert self.refusal(copy, tde) == wanted
 
     def test_training_images_of_nothing(self, copy: Path, tde: Tde) -> None:
