@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tde_trainer import again, app, results
-from tde_trainer.config import config_from
+from tde_trainer import again, app, checkpoint, results
+from tde_trainer.config import config_from, load_recipe
 from tde_trainer.detection.restore import reader_of
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import load_set
 from tde_trainer.errors import UserError
 from tde_trainer.kinds import DETECTION
+from torchvision.ops import FrozenBatchNorm2d
 from trainer_tools import Tde
 
 
@@ -74,6 +75,17 @@ class TestEval:
         assert (
             result.exit_code == 2 and result.output.strip() == f"error: no checkpoint at {tmp_path}/cell/checkpoint.pt"
         )
+
+    def test_it_fetches_no_weights(self, tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those of ImageNet, with which training began, are in the checkpoint."""
+        changes = ["data.name=lvis", f"data.root={tiny_shapes}", "model.name=resnet50", "model.pretrained=true"]
+        config = load_recipe("shapes_lvis", [*changes, "model.representation=16"])
+        assert isinstance(config, DetectionConfig)
+        monkeypatch.delattr("torchvision.models._api.load_state_dict_from_url")
+        monkeypatch.setattr(checkpoint, "load", lambda directory, detector: None)
+        cell = results.Result(tmp_path, {"method": "deconfound"})
+        detector = reader_of(cell, config, load_set(config.data)).detector
+        assert any(isinstance(module, FrozenBatchNorm2d) for module in detector.modules())
 
 
 class TestSweep:

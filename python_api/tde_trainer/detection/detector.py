@@ -16,7 +16,9 @@ from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.errors import UserError
 
 
-def build_detector(config: DetectionConfig, method: str, class_counts: Tensor, images: int) -> GeneralizedRCNN:
+def build_detector(
+    config: DetectionConfig, method: str, class_counts: Tensor, images: int, *, fetch: bool = True
+) -> GeneralizedRCNN:
     """An untrained one.
 
     Args:
@@ -24,15 +26,15 @@ def build_detector(config: DetectionConfig, method: str, class_counts: Tensor, i
         method: a name of `METHODS`.
         class_counts: ``[C]`` int64, training images that show each class.
         images: for training, in all.
+        fetch: see `models.cascade_mask_rcnn`.
 
     Raises:
         UserError: the head refuses its options, for example a representation that the heads do not divide.
     """
     rare = class_counts < config.loss.rare_share * images
     try:
-        return cascade_mask_rcnn(
-            config.model, config.data, BoxClassification(METHODS[method], config.head, config.loss, rare)
-        )
+        classification = BoxClassification(METHODS[method], config.head, config.loss, rare)
+        return cascade_mask_rcnn(config.model, config.data, classification, fetch=fetch)
     except ValueError as error:
         raise UserError(f"head of method {method!r}: {error}") from error
 

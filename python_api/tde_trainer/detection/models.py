@@ -59,12 +59,12 @@ def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
 
 
-def _resnet(name: str) -> Callable[[bool], nn.Module]:
-    def build(pretrained: bool) -> nn.Module:
+def _resnet(name: str) -> Callable[[bool, bool], nn.Module]:
+    def build(pretrained: bool, fetch: bool) -> nn.Module:
         """Published statistics of batch norm are kept as they are, and with them the first two stages' weights."""
         backbone: nn.Module = resnet_fpn_backbone(
             backbone_name=name,
-            weights="DEFAULT" if pretrained else None,
+            weights="DEFAULT" if pretrained and fetch else None,
             norm_layer=FrozenBatchNorm2d if pretrained else nn.BatchNorm2d,
             trainable_layers=3 if pretrained else 5,
         )
@@ -76,17 +76,17 @@ def _resnet(name: str) -> Callable[[bool], nn.Module]:
 # The maps of an image that boxes are pooled from, the sizes of anchors on all of its maps
 _FOUR, _LARGE = ("0", "1", "2", "3"), (32, 64, 128, 256, 512)
 _THREE, _SMALL = ("0", "1", "2"), (16, 32, 64)
-BACKBONES: dict[str, tuple[Callable[[bool], nn.Module], tuple[str, ...], tuple[int, ...]]] = {
+BACKBONES: dict[str, tuple[Callable[[bool, bool], nn.Module], tuple[str, ...], tuple[int, ...]]] = {
     "resnet50": (_resnet("resnet50"), _FOUR, _LARGE),
     "resnet101": (_resnet("resnet101"), _FOUR, _LARGE),
     "resnext101_32x8d": (_resnet("resnext101_32x8d"), _FOUR, _LARGE),
     "resnext101_64x4d": (_resnet("resnext101_64x4d"), _FOUR, _LARGE),
-    "small": (lambda pretrained: Pyramid(), _THREE, _SMALL),
+    "small": (lambda pretrained, fetch: Pyramid(), _THREE, _SMALL),
 }
 
 
 def cascade_mask_rcnn(
-    model: DetectorConfig, data: DetectionDataConfig, classification: BoxClassification
+    model: DetectorConfig, data: DetectionDataConfig, classification: BoxClassification, *, fetch: bool = True
 ) -> GeneralizedRCNN:
     """An untrained detector.
 
@@ -94,12 +94,13 @@ def cascade_mask_rcnn(
         model: backbone and sizes.
         data: how large images are shown.
         classification: the classifier of its stages, and for how many classes.
+        fetch: ImageNet's weights, where the model asks for them; False where a checkpoint's take their place.
 
     Raises:
         ValueError: what the head refuses.
     """
     build, levels, sizes = BACKBONES[model.name]
-    backbone = build(model.pretrained)
+    backbone = build(model.pretrained, fetch)
     channels = cast(int, backbone.out_channels)
     anchors = AnchorGenerator(tuple((size,) for size in sizes), ((0.5, 1.0, 2.0),) * len(sizes))
     rpn = RegionProposalNetwork(

@@ -20,7 +20,7 @@ def reader_of(result: Result, config: DetectionConfig, data: DetectionData) -> R
     Raises:
         UserError: its checkpoint is missing, corrupt, or of another detector.
     """
-    detector = build_detector(config, result.method, data.class_counts, len(data.train.images))
+    detector = build_detector(config, result.method, data.class_counts, len(data.train.images), fetch=False)
     checkpoint.load(result.directory, detector)
     accelerator = make_accelerator(config.precision)
     return Reader(detector.to(accelerator.device), data, config, accelerator)
