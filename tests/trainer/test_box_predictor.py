@@ -342,6 +342,14 @@ class TestPredictor:
         deltas = predictor(torch.randn(5, D))[1].reshape(5, C, 4)
         assert predictor.bbox_pred.out_features == 4 and torch.equal(deltas, deltas[:, :1].expand(-1, C, -1))
 
+    def test_scores_keep_their_bits_under_autocast(self) -> None:
+        predictor, x = BoxPredictor(D, C, alpha=1.2), torch.randn(30, D).bfloat16()
+        predictor.foreground = torch.ones(30, dtype=torch.bool)
+        predictor(x.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = predictor.eval()(x)[0]
+        torch.testing.assert_close(scores.double(), exempted(predictor, x.float()).log(), rtol=1e-5, atol=1e-5)
+
     def test_no_box_at_all(self) -> None:
         predictor = BoxPredictor(D, C)
         predictor.foreground = torch.empty(0, dtype=torch.bool)

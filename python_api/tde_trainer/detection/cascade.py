@@ -138,7 +138,7 @@ class CascadeRoIHeads(nn.Module):
         of_stages = []
         for stage in self.stages:
             x = stage.features(features, boxes, shapes)
-            of_stages.append(stage.box_predictor.head(x).float())
+            of_stages.append(stage.box_predictor.scores(x))
             boxes = stage.refined(stage.box_predictor.bbox_pred(x), boxes, shapes)
         probabilities = self.classification.probabilities(torch.stack(of_stages).mean(0))
         split = probabilities.split([len(own) for own in boxes])

@@ -61,9 +61,20 @@ class BoxPredictor(nn.Module):
             RuntimeError: in training, where nobody told which boxes are foreground.
         """
         x = x.flatten(1)
-        scores = self.head(x, mask=self._foreground(len(x)) if self.training else None)
+        scores = self.head(x, mask=self._foreground(len(x))) if self.training else self.scores(x)
         deltas = self.bbox_pred(x)
         return scores, deltas.repeat(1, self.head.num_classes) if self.class_agnostic else deltas
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Those of evaluation, ``[N, C]``, of ``x [N, D]``. Under autocast too they keep their 32 bits.
+
+        In 16 bits many of the thousands that detections are chosen by would be equal.
+        """
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.scores(x.float())
+        scores: Tensor = self.head(x)
+        return scores
 
     def _foreground(self, boxes: int) -> Tensor:
         if self.foreground is None or len(self.foreground) != boxes:
