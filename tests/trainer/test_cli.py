@@ -176,7 +176,7 @@ def test_a_diverging_training_is_said_so(tde: Tde, tmp_path: Path) -> None:
 
 
 def test_a_missing_package_names_the_extra() -> None:
-    code = "import sys; sys.modules['omegaconf'] = None; from tde_trainer.cli import main; main()"
+    code = "import sys; sys.modules['typer'] = None; from tde_trainer.cli import main; main()"  # the first it imports
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == 'error: omegaconf is missing; pip install "tde_kernels[train]"\n'
+    assert done.stderr == 'error: typer is missing; pip install "tde_kernels[train]"\n'
