@@ -26,6 +26,7 @@ def build() -> Path:
     options = [
         "-DTDE_EMULATOR=ON",
         "-DTDE_PYTHON=ON",
+        "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",  # pybind11's, which takes longer than it saves
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     ]
