@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from tde_kernels import FusedTDEHead
@@ -108,6 +109,7 @@ def replace_box_predictor(
     """Swaps the box predictor of torchvision's Faster or Mask R-CNN for a :class:`BoxPredictor`, in place.
 
     Weights are taken over where the number of classes stays; the classifier's bias is dropped, as the head has none.
+    Where it changes, the masks of a Mask R-CNN are of the new classes too.
 
     Args:
         model: such as ``maskrcnn_resnet50_fpn()``.
@@ -145,6 +147,11 @@ def replace_box_predictor(
         if new.bbox_pred.weight.shape == regression.weight.shape:
             new.bbox_pred.load_state_dict(regression.state_dict())
     roi_heads.box_predictor = new.train(old.training)
+    masks = roi_heads.mask_predictor
+    if isinstance(masks, MaskRCNNPredictor) and classes != classifier.out_features:
+        last = masks.mask_fcn_logits
+        assert isinstance(last, nn.Conv2d)
+        masks.mask_fcn_logits = nn.Conv2d(last.in_channels, classes, 1).to(last.weight)
     if type(roi_heads) is RoIHeads:
         roi_heads.__class__ = TDERoIHeads  # the object stays, with all that was set on it
     return model
