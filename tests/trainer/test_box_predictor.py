@@ -338,16 +338,6 @@ class TestPredictor:
         predictor, x = BoxPredictor(D, C).eval(), torch.randn(5, D)
         assert all(map(torch.equal, predictor(x), predictor(x[:, :, None, None])))
 
-    def test_masks_follow_the_number_of_classes(self, model: nn.Module) -> None:
-        heads = model.get_submodule("roi_heads")
-        heads.mask_roi_pool = MultiScaleRoIAlign(["0"], 8, 2)
-        heads.mask_head, heads.mask_predictor = MaskRCNNHeads(32, (8,), 1), MaskRCNNPredictor(8, 8, 3)
-        images, targets = pictures()
-        for target in targets:
-            target["labels"] = torch.full_like(target["labels"], 6)
-        losses = replace_box_predictor(model, num_classes=7)(images, targets)
-        assert losses["loss_mask"].isfinite() and heads.mask_predictor(torch.ones(1, 8, 8, 8)).shape[1] == 7
-
     def test_one_regression_for_all_classes(self) -> None:
         predictor = BoxPredictor(D, C, class_agnostic=True).eval()
         deltas = predictor(torch.randn(5, D))[1].reshape(5, C, 4)
