@@ -27,7 +27,7 @@ demo: install ## Train digits_lt: linear, cosine and de-confounded heads, with a
 test: export OMP_WAIT_POLICY = passive
 test: install ## Run all tests
 	$(BIN)/python -m pytest tests -q $(IN_PARALLEL)
-	$(BIN)/python -m pytest bench --benchmark-disable --shapes cifar100 -q
+	$(BIN)/python -m pytest bench --benchmark-disable --shapes cifar100 -q $(IN_PARALLEL)
 	$(BIN)/python tests/emulated.py -q $(IN_PARALLEL)
 
 lint: install ## Check formatting, lint and types
