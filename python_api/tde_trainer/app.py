@@ -84,7 +84,7 @@ def train(
 
       torchrun --nproc-per-node gpu -m tde_trainer train digits_lt      [dim]# every GPU[/dim]
     """
-    console = get_console()  # one for the bars of epochs and of images
+    console = _console()
     with together():
         config = load_recipe(recipe, overrides or [])
     with _resumable():
@@ -114,7 +114,7 @@ def grid(
 
       tde grid digits_lt methods=\\[linear] train.weight_decay=5e-4,5e-3 resume=true
     """
-    console = _wide_console()
+    console = _console()
     with together():
         planned = plan(recipe, overrides or [])
     with _resumable():
@@ -138,7 +138,7 @@ def evaluate(
 
       tde eval runs/digits_lt/deconfound/seed0 alpha=1.5
     """
-    _show(Console(), evaluate_runs(run, parse_alpha(alpha)))
+    _show(_console(), evaluate_runs(run, parse_alpha(alpha)))
 
 
 @app.command()
@@ -164,7 +164,7 @@ def sweep(
     """
     if run.is_dir() if head is not None else run.is_file():
         raise UserError(f"--head goes with a file of features, and a file of features with --head; got {run}")
-    console = Console()
+    console = _console()
     if head is not None:
         curves = sweep_dump(run, head, grid_of(HeadConfig(), maximum, steps))
     else:
@@ -189,7 +189,7 @@ def report(
       tde report runs/a runs/b --out compare/report.html
     """
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report/report.html"))
-    console = Console()
+    console = _console()
     _show(console, write_report(runs, path))
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
@@ -213,7 +213,7 @@ def table(
 
       tde table 6 runs/imagenet_lt_grid
     """
-    published, console = published_table(number), _wide_console()
+    published, console = published_table(number), _console()
     comparisons = compare(runs, published)
     console.print(f"{published.title}, in %: mean ± sample std over seeds", highlight=False)
     for comparison in comparisons:
@@ -278,10 +278,12 @@ def info() -> None:
     typer.echo(str(tde_kernels.info()))
 
 
-def _wide_console() -> Console:
-    """For tables of many columns: in a file or a pipe no window breaks them."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+def _console() -> Console:
+    """One for all bars and tables; in a file or a pipe no window breaks a line of many columns."""
+    console = get_console()
+    if not console.is_terminal:
+        console.width = 160
+    return console
 
 
 @contextmanager
