@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from tde_trainer.errors import UserError
 
+_T = TypeVar("_T")
 # Without it accelerate takes the processes that torchrun starts on a machine without GPUs for strangers.
 ON_CPU = not torch.accelerator.is_available()
 
@@ -40,3 +43,24 @@ def together() -> Iterator[None]:
     for message in gather_object(met):
         if message is not None:
             raise UserError(message) if main else SystemExit(0)
+
+
+def of_main(compute: Callable[[], _T]) -> _T:
+    """What ``compute`` returns on the main process, the one that runs it, told to all.
+
+    Raises:
+        UserError: that of the main process.
+    """
+    with together():
+        found = [compute() if process().is_main_process else None]
+    told: _T = broadcast_object_list(found)[0]
+    return told
+
+
+def on_main(items: list[_T]) -> list[_T]:
+    """The items of all processes, in their order, on the main one; nothing elsewhere, where there may be no room."""
+    if process().num_processes == 1:
+        return items
+    parts: list[list[_T]] = [[] for _ in range(process().num_processes)]
+    torch.distributed.gather_object(items, parts if process().is_main_process else None)
+    return list(chain.from_iterable(parts))

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.ops import box_convert
@@ -15,6 +14,7 @@ from torchvision.ops import box_convert
 from tde_trainer.detection.images import DetectionImages, Example, collate
 from tde_trainer.detection.masks import encode
 from tde_trainer.progress import watched
+from tde_trainer.ranks import on_main
 
 INSIDE = 0.5  # probability from which on a pixel belongs to a mask
 
@@ -28,7 +28,7 @@ def as_float(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 def detect(
     detector: nn.Module, images: DetectionImages, accelerator: Accelerator, workers: int
 ) -> list[dict[str, Any]]:
-    """What a detector finds, on every rank in the order of the ranks; each looks at its part of the images.
+    """What a detector finds, on the main process in the order of the ranks; each looks at its part of the images.
 
     Returns:
         An entry for each box: ``image_id``, ``category_id``, ``bbox [x, y, width, height]`` in pixels, ``score`` and,
@@ -42,7 +42,7 @@ def detect(
         with accelerator.autocast():
             (output,) = detector(as_float(batch, accelerator.device))
         found.extend(_entries(images, index, output))
-    return list(gather_object(found))
+    return on_main(found)
 
 
 def _entries(images: DetectionImages, index: int, output: dict[str, Tensor]) -> Iterator[dict[str, Any]]:

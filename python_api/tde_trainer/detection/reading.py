@@ -18,14 +18,13 @@ from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import DetectionData
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.kinds import DETECTION
-from tde_trainer.ranks import together
+from tde_trainer.ranks import of_main, together
 from tde_trainer.train import Cell
 
 DETECTIONS = "detections"  # folder of a cell: a submission in LVIS's format for every way of reading
 
 
-def average_precision(truth: Annotations, found: list[dict[str, Any]], groups: tuple[str, ...]) -> dict[str, Any]:
-    """The measures of a row of Table 4, and the AP of masks of every class."""
+def _row(truth: Annotations, found: list[dict[str, Any]], groups: tuple[str, ...]) -> dict[str, Any]:
     masks, boxes = (score(truth, found, kind, groups) for kind in ("segm", "bbox"))
     of_masks = masks.measures()
     measures = {name: of_masks[name] for name in DETECTION.measures if name != "AP_bbox"}
@@ -41,7 +40,7 @@ class Reader:
         self.detector, self.data, self.config, self.accelerator = detector, data, config, accelerator
 
     def found(self, truth: Annotations, alpha: float, *, exempt: bool = True) -> list[dict[str, Any]]:
-        """The submission of a set's images."""
+        """The submission of a set's images, on the main process."""
         images = DetectionImages(truth, self.data.root, training=False)
         with read_with(self.detector, alpha, exempt=exempt):
             return detect(self.detector, images, self.accelerator, self.config.data.workers)
@@ -60,13 +59,17 @@ class Reader:
             return {"value": given, "chosen_by": "config"}
         val = self.data.val
         assert val is not None
-        scores = {
-            alpha: score(val, self.found(val, alpha), "segm", self.data.groups).measures()["AP"]
-            for alpha in sorted(self.config.head.alphas)
-        }
+        scores = {alpha: self._ap_of_masks(val, self.found(val, alpha)) for alpha in sorted(self.config.head.alphas)}
         best = max(scores, key=lambda alpha: scores[alpha])
         tried = [{"alpha": alpha, "AP": value} for alpha, value in scores.items()]
         return {"value": best, "chosen_by": "AP of masks in the validation images", "tried": tried}
+
+    def _ap_of_masks(self, truth: Annotations, found: list[dict[str, Any]]) -> float:
+        return of_main(lambda: score(truth, found, "segm", self.data.groups).measures()["AP"])
+
+    def average_precision(self, truth: Annotations, found: list[dict[str, Any]]) -> dict[str, Any]:
+        """The measures of a row of Table 4, and the AP of masks of every class; on every process."""
+        return of_main(lambda: _row(truth, found, self.data.groups))
 
 
 def evaluate_detector(
@@ -81,5 +84,5 @@ def evaluate_detector(
         with together():
             if accelerator.is_main_process:
                 write_atomic(cell.directory / DETECTIONS / f"{mode}.json", dumps(found))
-        accuracy[mode] = average_precision(data.test, found, data.groups)
+        accuracy[mode] = reader.average_precision(data.test, found)
     return {"alpha": alpha, "accuracy": accuracy}

@@ -6,7 +6,7 @@ from typing import Any
 
 from tde_trainer import checkpoint
 from tde_trainer.detection.detector import build_detector
-from tde_trainer.detection.reading import Reader, average_precision
+from tde_trainer.detection.reading import Reader
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import DetectionData
 from tde_trainer.device import make_accelerator
@@ -28,10 +28,7 @@ def reader_of(result: Result, config: DetectionConfig, data: DetectionData) -> R
 
 def evaluate_cell(reader: Reader, alpha: float | None) -> dict[str, Any]:
     """A detector's rows of Table 4, by mode: without TDE, and unless ``alpha`` is None with it in either way."""
-    measured = {
-        mode: average_precision(reader.data.test, found, reader.data.groups)
-        for mode, found in reader.in_every_way(alpha)
-    }
+    measured = {mode: reader.average_precision(reader.data.test, found) for mode, found in reader.in_every_way(alpha)}
     return {**dict.fromkeys(DETECTION.modes), **measured}
 
 
@@ -40,6 +37,6 @@ def sweep_cell(reader: Reader, alphas: list[float]) -> dict[str, dict[str, list[
     data, curves = reader.data, {}
     for split, truth in (("val", data.val), ("test", data.test)):
         if truth is not None:
-            points = [average_precision(truth, reader.found(truth, alpha), data.groups) for alpha in alphas]
+            points = [reader.average_precision(truth, reader.found(truth, alpha)) for alpha in alphas]
             curves[split] = {measure: [point[measure] for point in points] for measure in DETECTION.measures}
     return curves
