@@ -1,6 +1,6 @@
 """All that a training needs to go on: tensors only, so that loading one can run no code.
 
-There is no random state to keep, because every epoch seeds itself (see `train.seed_epoch`), and no scheduler state,
+There is no random state to keep, because every epoch seeds itself (see `epochs.seed_epoch`), and no scheduler state,
 because the learning rate is a function of the step.
 """
 

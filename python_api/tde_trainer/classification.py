@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tde_trainer.data import DATASETS
+from tde_trainer.epochs import Cell
 from tde_trainer.evaluate import alpha_grid
 from tde_trainer.methods import METHODS
 from tde_trainer.network import build_network
@@ -18,7 +19,7 @@ from tde_trainer.results import Result
 from tde_trainer.schema import Config
 from tde_trainer.shares import check_shares
 from tde_trainer.stage_one import TrainedStage
-from tde_trainer.train import Cell, train_cell
+from tde_trainer.train import train_cell
 
 
 class ClassificationTask:

@@ -16,7 +16,7 @@ from tde_trainer.schema import RunConfig, TrainConfig
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """An accelerator for a config's ``precision``; shuffling follows seed and epoch alone (see `train.seed_epoch`).
+    """An accelerator for a config's ``precision``; shuffling follows seed and epoch alone (see `epochs.seed_epoch`).
 
     Batches are those of all ranks together: each takes its part of every batch.
     """

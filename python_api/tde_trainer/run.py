@@ -18,6 +18,7 @@ import tde_kernels
 from tde_trainer import results
 from tde_trainer.config import changed_keys
 from tde_trainer.device import check_trainable, cpu_threads, make_accelerator
+from tde_trainer.epochs import Cell
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.progress import Reporter
@@ -26,7 +27,6 @@ from tde_trainer.report import how_made, write_report
 from tde_trainer.schema import RunConfig
 from tde_trainer.table import counts_in_words
 from tde_trainer.tasks import Task, task_of
-from tde_trainer.train import Cell
 
 RECORDED = ("torch", "torchvision", "accelerate", "torchmetrics", "numpy", "scikit-learn")
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from tde_trainer.classification import ClassificationTask
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.task import DetectionTask
+from tde_trainer.epochs import Cell
 from tde_trainer.results import Result
 from tde_trainer.schema import Config, RunConfig
-from tde_trainer.train import Cell
 
 
 class Task(Protocol):

@@ -23,10 +23,10 @@ from tde_trainer.detection.reading import evaluate_detector
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import load_set, prepare_set
 from tde_trainer.device import make_accelerator
+from tde_trainer.epochs import Cell
 from tde_trainer.errors import UserError
 from tde_trainer.kinds import DETECTION
 from tde_trainer.progress import Reporter
-from tde_trainer.train import Cell
 from trainer_tools import TINY_DETECTOR, Tde
 
 MODES = ("without_tde", "with_tde", "with_tde_everywhere")

@@ -20,11 +20,11 @@ from tde_trainer.data import DATASETS, Images, LongTailedData, make_loader
 from tde_trainer.data.base import UNREADABLE
 from tde_trainer.data.listing import read_list
 from tde_trainer.device import make_accelerator
+from tde_trainer.epochs import seed_epoch
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import extract
 from tde_trainer.progress import Reporter
 from tde_trainer.schema import DataConfig
-from tde_trainer.train import seed_epoch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 from trainer_tools import Tde, image_tree, marks

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from tde_trainer.config import load_config
+from tde_trainer.epochs import learning_rate
 from tde_trainer.errors import UserError
-from tde_trainer.train import learning_rate
 
 RECIPES = pytest.mark.parametrize("recipe", ["cifar10_lt", "cifar100_lt"])
 

@@ -16,10 +16,10 @@ from tde_trainer.detection.images import DetectionImages
 from tde_trainer.detection.methods import METHODS
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import DetectionData
+from tde_trainer.epochs import Cell
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.kinds import DETECTION
 from tde_trainer.ranks import of_main, together
-from tde_trainer.train import Cell
 
 DETECTIONS = "detections"  # folder of a cell: a submission in LVIS's format for every way of reading
 

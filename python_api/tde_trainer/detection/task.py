@@ -15,9 +15,9 @@ from tde_trainer.detection.restore import evaluate_cell, reader_of, sweep_cell
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import DetectionData, load_set, prepare_set
 from tde_trainer.detection.train import train_detector
+from tde_trainer.epochs import Cell
 from tde_trainer.errors import UserError
 from tde_trainer.results import Result
-from tde_trainer.train import Cell
 
 
 class DetectionTask:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,10 +28,9 @@ from tde_trainer.detection.reading import evaluate_detector
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import DetectionData, load_set
 from tde_trainer.device import describe
-from tde_trainer.errors import UserError
+from tde_trainer.epochs import SEED_STRIDE, Cell, learning_rate, mean_loss, seed_epoch, taken_up, train_epochs
 from tde_trainer.ranks import together
 from tde_trainer.shares import RankBatches
-from tde_trainer.train import SEED_STRIDE, Cell, learning_rate, seed_epoch, taken_up, train_epochs
 
 
 class DetectorTraining:
@@ -78,12 +76,9 @@ class DetectorTraining:
             accelerator.backward(loss)
             self.optimizer.step()
             losses.append(loss.detach())
-        mean_loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-        with together():
-            if not math.isfinite(mean_loss):
-                raise UserError(f"the loss is {mean_loss} in epoch {epoch + 1}; a lower train.lr may help")
+        loss_of_epoch = mean_loss(losses, epoch, accelerator)
         speed = len(self.sampler) / (time.perf_counter() - began)
-        return {"loss": mean_loss, "lr": rate, "images_per_second": speed}
+        return {"loss": loss_of_epoch, "lr": rate, "images_per_second": speed}
 
 
 def train_detector(
