@@ -4,6 +4,16 @@ from tde_kernels import functional, reference
 from tde_kernels._info import info
 from tde_kernels._version import __version__
 from tde_kernels.backends import use_backend
+from tde_kernels.class_parallel import ClassParallelTDEHead
 from tde_kernels.heads import FusedTDEHead, replace_head
 
-__all__ = ["FusedTDEHead", "__version__", "functional", "info", "reference", "replace_head", "use_backend"]
+__all__ = [
+    "ClassParallelTDEHead",
+    "FusedTDEHead",
+    "__version__",
+    "functional",
+    "info",
+    "reference",
+    "replace_head",
+    "use_backend",
+]

@@ -33,7 +33,7 @@ from tde_kernels.normalizers import Classifier
 _USUAL_SEGMENTS = 32  # a sample's winners over all alphas; more are asked for a second time
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype that operands are multiplied in and logits returned in: autocast's where it is on, as for a Linear."""
     if x.dtype != torch.float64 and checks.autocast(x):
         return torch.get_autocast_dtype(x.device.type)
@@ -49,7 +49,7 @@ def _as_rows_of(x: Tensor, rows: Tensor) -> Tensor:
     return rows if x.dim() == 2 else rows.reshape(*x.shape[:-1], rows.shape[-1])
 
 
-def _wants_grad(*tensors: Tensor | float | None) -> bool:
+def wants_grad(*tensors: Tensor | float | None) -> bool:
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
 
 
@@ -80,8 +80,8 @@ def _logits(
     asked: str | None,
 ) -> Tensor:
     """Eq. 7, or Eq. 8 with a direction, and the update of ``ema`` if there is one: every logit of this module."""
-    dtype = _product_dtype(x)
-    beyond = "it has no gradient for direction and alpha; detach them" if _wants_grad(direction, alpha) else None
+    dtype = product_dtype(x)
+    beyond = "it has no gradient for direction and alpha; detach them" if wants_grad(direction, alpha) else None
     backend = select("logits", x.device.type, dtype, asked, beyond, size=x.numel() * w.shape[0])
     if backend == "reference":
         if ema is not None:
@@ -170,7 +170,7 @@ def head_direction(ema: Tensor, *, num_heads: int, backend: str | None = None) -
     checks.features(ema, ema.shape[-1] if ema.dim() else 0, "ema")
     checks.heads(ema.shape[-1], num_heads, "ema")
     beyond = None
-    if ema.dim() != 1 or ema.dtype != torch.float32 or _wants_grad(ema):
+    if ema.dim() != 1 or ema.dtype != torch.float32 or wants_grad(ema):
         beyond = "it takes one average in float32, and has no gradient"
     chosen = select("head_direction", ema.device.type, ema.dtype, backend, beyond)
     if chosen == "reference":
@@ -315,8 +315,8 @@ def background_exempt(
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.counterfactual(x, direction, alpha)
     background = checks.class_index(background_index, w.shape[0], "background_index")
-    dtype = _product_dtype(x)
-    beyond = "it has no gradient; use no_grad()" if _wants_grad(x, w, direction, alpha, class_scale) else None
+    dtype = product_dtype(x)
+    beyond = "it has no gradient; use no_grad()" if wants_grad(x, w, direction, alpha, class_scale) else None
     chosen = select("background_exempt", x.device.type, dtype, backend, beyond)
     if chosen == "reference":
         return reference.exempt(x.to(dtype), w.to(dtype), classifier, direction, alpha, background, log)
@@ -368,7 +368,7 @@ def grouped_cross_entropy(
         Loss in float32 (float64 for float64 features): 0-d, or ``[...]`` with ``reduction="none"``.
     """
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
-    options = _LossOptions(
+    options = LossOptions(
         class_weight, logit_bias, margin, label_smoothing, ignore_index, target_b, lam, focal_exponent, reduction
     )
     return _cross_entropy(x, w, target, classifier, options, asked=backend)
@@ -405,7 +405,7 @@ def grouped_cross_entropy_with_ema_(
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.ema(ema, x, momentum, mask)
     checks.counter(num_updates, x, "num_updates")
-    options = _LossOptions(
+    options = LossOptions(
         class_weight, logit_bias, margin, label_smoothing, ignore_index, target_b, lam, focal_exponent, reduction
     )
     return _cross_entropy(
@@ -423,18 +423,18 @@ def grouped_cross_entropy_with_ema_(
     )
 
 
-class _LossOptions(NamedTuple):
+class LossOptions(NamedTuple):
     """Those of :func:`reference.cross_entropy`."""
 
-    class_weight: Tensor | None
-    logit_bias: Tensor | None
-    margin: Tensor | None
-    label_smoothing: float
-    ignore_index: int
-    target_b: Tensor | None
-    lam: float | Tensor
-    focal_exponent: float
-    reduction: str
+    class_weight: Tensor | None = None
+    logit_bias: Tensor | None = None
+    margin: Tensor | None = None
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
+    target_b: Tensor | None = None
+    lam: float | Tensor = 1.0
+    focal_exponent: float = 0.0
+    reduction: str = "mean"
 
     def of(self, target: Tensor) -> Loss:
         """The loss of flat rows: the reduction and the shares of mixup are what each row counts for."""
@@ -470,7 +470,7 @@ def _cross_entropy(
     w: Tensor,
     target: Tensor,
     classifier: Classifier,
-    options: _LossOptions,
+    options: LossOptions,
     *,
     ema: Tensor | None = None,
     num_updates: Tensor | None = None,
@@ -481,9 +481,9 @@ def _cross_entropy(
 ) -> Tensor:
     """The loss, and the update of ``ema`` if there is one."""
     checks.cross_entropy(x, w.shape[0], target, **options._asdict())  # before the average takes the batch in
-    dtype = _product_dtype(x)
+    dtype = product_dtype(x)
     backend = select("cross_entropy", x.device.type, dtype, asked, size=x.numel() * w.shape[0])
-    if backend == "reference" or _wants_grad(options.class_weight, options.logit_bias, options.margin, options.lam):
+    if backend == "reference" or wants_grad(options.class_weight, options.logit_bias, options.margin, options.lam):
         logits = _logits(
             x,
             w,
@@ -615,7 +615,7 @@ def topk(
     checks.at_most(k, w.shape[0], "k")
     if direction is not None:
         checks.counterfactual(x, direction, alpha)
-    dtype = _product_dtype(x)
+    dtype = product_dtype(x)
     chosen = select("topk", x.device.type, dtype, backend)
     if chosen == "reference":
         scores = reference.wide_logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)

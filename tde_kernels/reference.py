@@ -237,14 +237,17 @@ def exempt(
 ) -> Tensor:
     """:func:`background_exempt` of arguments that were checked."""
     total, along_x, along_w = effects(x, w, direction, classifier)
-    direct = total - alpha * _product(along_x, along_w)
+    log_p = exempt_logits(total, total - alpha * _product(along_x, along_w), background)
+    return (log_p if log else log_p.exp()).to(x.dtype)
 
+
+def exempt_logits(total: Tensor, direct: Tensor, background: int) -> Tensor:
+    """The logarithm of Eq. 9 from logits of Eq. 7, ``total [..., C]``, and of Eq. 8, ``direct [..., C]``."""
     everything = torch.logsumexp(total, -1, keepdim=True)
-    is_background = torch.arange(w.shape[0], device=x.device) == background
+    is_background = torch.arange(total.shape[-1], device=total.device) == background
     log_foreground = torch.logsumexp(total.masked_fill(is_background, -torch.inf), -1, keepdim=True) - everything
     share = torch.log_softmax(direct.masked_fill(is_background, -torch.inf), -1)
-    log_p = torch.where(is_background, total - everything, log_foreground + share)
-    return (log_p if log else log_p.exp()).to(x.dtype)
+    return torch.where(is_background, total - everything, log_foreground + share)
 
 
 def cross_entropy(

@@ -188,6 +188,8 @@ LOSS = FusedLoss(PASSES, logits, logits_backward)
 taken_along = LOSS.taken_along
 cross_entropy = LOSS.forward
 cross_entropy_backward = LOSS.backward
+cross_entropy_sums = LOSS.sums
+cross_entropy_losses = LOSS.losses
 
 
 def _sum_rows(x: Tensor, mask: Tensor | None, out: Tensor) -> None:

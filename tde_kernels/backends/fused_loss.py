@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,5 +73,25 @@ class FusedLoss:
         if self.way(p, dtype) != "whole":
             return loss_by_classes.gradients(self.passes, p, loss, sums, wants, dtype)
         z, saved, _ = self.logits(p, Intake(), dtype)
-        self.passes.cross_entropy(z, loss, p.w.shape[0], LossPass(sums=sums, take=False, gradient=True))
+        what = LossPass(loss.first, sums=sums, take=False, gradient=True)
+        self.passes.cross_entropy(z, loss, loss.of_all(p.w.shape[0]), what)
         return self.logits_backward(p, z, saved, wants)
+
+    def sums(self, p: Grouped, loss: Loss, dtype: torch.dtype) -> Tensor:
+        """See ``tde::cross_entropy_sums``."""
+        dtype = self.passes.multiplied_as(dtype)
+        sums = p.x.new_zeros((p.x.shape[0], SUMS), dtype=torch.float32)
+        sums[:, 0] = -torch.inf  # of no class: only the first of all classes begins anew
+        if self.way(p, dtype) != "whole":
+            loss_by_classes.take(self.passes, p, loss, Intake(), dtype, None, sums)
+        else:
+            z, _, _ = self.logits(p, Intake(), dtype)
+            self.passes.cross_entropy(z, loss, loss.of_all(p.w.shape[0]), LossPass(loss.first, sums=sums))
+        return sums
+
+    def losses(self, sums: Tensor, *vectors: Tensor | None, **numbers: Any) -> Tensor:
+        """See ``tde::cross_entropy_losses``."""
+        loss = Loss(*vectors, **numbers)  # type: ignore[arg-type]
+        losses, nothing = sums.new_empty(len(sums)), sums.new_zeros(len(sums), 1)
+        self.passes.cross_entropy(nothing, loss, loss.classes, LossPass(take=False, sums=sums, losses=losses))
+        return losses

@@ -73,7 +73,8 @@ NOTHING = Wants(False, False, False)
 class Loss(NamedTuple):
     """What becomes of the logits in a cross entropy: ``sum_t share_t[b] CE(z_b, target_t[b])`` for every row.
 
-    Options are those of :func:`tde_kernels.reference.cross_entropy`; vectors are float32.
+    Options are those of :func:`tde_kernels.reference.cross_entropy`; vectors are float32. Labels and vectors are of all
+    C classes, also where the weights are of some of them alone, a shard.
     """
 
     target: Tensor  # [B] int64
@@ -86,6 +87,12 @@ class Loss(NamedTuple):
     label_smoothing: float = 0.0
     ignore_index: int = -100
     focal_exponent: float = 0.0
+    first: int = 0  # the class of the first weight
+    classes: int = 0  # C; 0: as many as there are weights
+
+    def of_all(self, held: int) -> int:
+        """C, where the weights are of ``held`` classes."""
+        return self.classes or held
 
 
 class LossPass(NamedTuple):

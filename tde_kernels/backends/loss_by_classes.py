@@ -21,17 +21,17 @@ def _chunks(passes: LossPasses, p: Grouped, dtype: torch.dtype) -> Iterator[slic
 
 
 def take(
-    passes: LossPasses, p: Grouped, loss: Loss, intake: Intake, dtype: torch.dtype, losses: Tensor, sums: Tensor
+    passes: LossPasses, p: Grouped, loss: Loss, intake: Intake, dtype: torch.dtype, losses: Tensor | None, sums: Tensor
 ) -> Tensor:
-    """Fills ``losses [B]`` and ``sums [B, SUMS]``; returns the feature sum."""
-    classes = p.w.shape[0]
+    """Fills ``losses [B]``, if there are any, and ``sums [B, SUMS]``; returns the feature sum."""
+    held = p.w.shape[0]
     x_hat, _, feature_sum = passes.scaled_features(p.features, dtype, intake)
     for chunk in _chunks(passes, p, dtype):
         w_hat, _ = scaled(passes, some_classes(p.weights, chunk), dtype)
         z = passes.product(x_hat, w_hat)
-        complete = chunk.stop == classes
-        what = LossPass(chunk.start, sums=sums, losses=losses if complete else None)
-        passes.cross_entropy(z, loss, classes, what)
+        complete = chunk.stop == held
+        what = LossPass(loss.first + chunk.start, sums=sums, losses=losses if complete else None)
+        passes.cross_entropy(z, loss, loss.of_all(held), what)
     return feature_sum
 
 
@@ -39,17 +39,18 @@ def gradients(
     passes: LossPasses, p: Grouped, loss: Loss, sums: Tensor, wants: Wants, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of the losses' sum that are wanted, else empty."""
-    classes = p.w.shape[0]
+    held = p.w.shape[0]
     wants_w = wants.w or wants.class_scale
     x_hat, x_norms = scaled(passes, p.features, dtype)
     dx_hat = p.x.new_zeros(p.x.shape if wants.x else (0,), dtype=torch.float32)
     dw = p.w.new_empty(p.w.shape) if wants_w else p.w.new_empty(0, dtype=torch.float32)
-    dscale = p.w.new_empty(classes if wants.class_scale else 0, dtype=torch.float32)
+    dscale = p.w.new_empty(held if wants.class_scale else 0, dtype=torch.float32)
     for chunk in _chunks(passes, p, dtype):
         weights = some_classes(p.weights, chunk)
         w_hat, w_norms = scaled(passes, weights, dtype)
         z = passes.product(x_hat, w_hat)
-        passes.cross_entropy(z, loss, classes, LossPass(chunk.start, take=False, sums=sums, gradient=True))
+        what = LossPass(loss.first + chunk.start, take=False, sums=sums, gradient=True)
+        passes.cross_entropy(z, loss, loss.of_all(held), what)
         if wants.x:
             dx_hat += passes.wide_product(z, w_hat.t())
         if not wants_w:

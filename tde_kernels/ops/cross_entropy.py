@@ -17,7 +17,7 @@ from tde_kernels.backends import core, implementation
 from tde_kernels.backends.grouped import NOTHING, Grouped, Intake, Loss, Wants
 from tde_kernels.backends.loss_passes import SUMS
 from tde_kernels.normalizers import Classifier
-from tde_kernels.ops.library import define_grouped
+from tde_kernels.ops.library import define, define_grouped
 
 _VECTORS = Loss._fields[:7]  # of the loss; what follows are numbers
 
@@ -77,6 +77,8 @@ def _values(
     label_smoothing: float,
     ignore_index: int,
     focal_exponent: float,
+    first: int,
+    classes: int,
     momentum: float,
     take_sum: bool,
     wants_x: bool,
@@ -86,7 +88,7 @@ def _values(
 ) -> tuple[Loss, Intake, Wants, torch.dtype]:
     mask, ema, num_updates = tensors[len(_VECTORS) :]
     return (
-        _loss(*tensors[: len(_VECTORS)], label_smoothing, ignore_index, focal_exponent),
+        _loss(*tensors[: len(_VECTORS)], label_smoothing, ignore_index, focal_exponent, first, classes),
         Intake(mask, ema, num_updates, momentum, take_sum),
         Wants(wants_x, wants_w, wants_class_scale),
         dtype,
@@ -98,13 +100,15 @@ def _backward_values(
     label_smoothing: float,
     ignore_index: int,
     focal_exponent: float,
+    first: int,
+    classes: int,
     wants_x: bool,
     wants_w: bool,
     wants_class_scale: bool,
     dtype: torch.dtype,
 ) -> tuple[Loss, Tensor, Wants, torch.dtype]:
     *vectors, sums = tensors
-    loss = _loss(*vectors, label_smoothing, ignore_index, focal_exponent)
+    loss = _loss(*vectors, label_smoothing, ignore_index, focal_exponent, first, classes)
     return loss, sums, Wants(wants_x, wants_w, wants_class_scale), dtype
 
 
@@ -112,7 +116,7 @@ _LOSS = (
     ", Tensor target, Tensor share, Tensor? target_b, Tensor? share_b, Tensor? class_weight, Tensor? logit_bias,"
     " Tensor? margin"
 )
-_NUMBERS = ", float label_smoothing, int ignore_index, float focal_exponent"
+_NUMBERS = ", float label_smoothing, int ignore_index, float focal_exponent, int first, int classes"
 _WANTED = ", bool wants_x, bool wants_w, bool wants_class_scale, ScalarType dtype"
 _GRADIENTS = "Tensor dx, Tensor dw, Tensor dclass_scale"
 
@@ -134,12 +138,28 @@ _run_backward = define_grouped(
 )
 
 
+_run_sums = define_grouped(
+    "cross_entropy_sums",
+    _LOSS,
+    f"{_NUMBERS}, ScalarType dtype",
+    "Tensor",
+    fake=lambda p, *_, **__: p.x.new_empty((p.x.shape[0], SUMS), dtype=torch.float32),
+    values=lambda *vectors, dtype, **numbers: (_loss(*vectors, *numbers.values()), dtype),
+)
+_run_losses = define(
+    f"cross_entropy_losses(Tensor sums{_LOSS}, *{_NUMBERS}, str backend) -> Tensor",
+    fake=lambda sums, *_, **__: sums.new_empty(sums.shape[0]),
+)
+
+
+def _numbers(loss: Loss) -> dict[str, Any]:
+    return dict(zip(Loss._fields[len(_VECTORS) :], loss[len(_VECTORS) :], strict=True))
+
+
 def _options(loss: Loss, wants: Wants, dtype: torch.dtype, backend: str) -> dict[str, Any]:
     """The keyword arguments of both ops."""
     return {
-        "label_smoothing": loss.label_smoothing,
-        "ignore_index": loss.ignore_index,
-        "focal_exponent": loss.focal_exponent,
+        **_numbers(loss),
         "wants_x": wants.x,
         "wants_w": wants.w,
         "wants_class_scale": wants.class_scale,
@@ -249,3 +269,26 @@ def cross_entropy(
     if any(learnt):
         losses = _Losses.apply(losses, sums, dtype, backend, *p, *loss)
     return losses.sum() if total else losses, feature_sum
+
+
+def cross_entropy_sums(p: Grouped, loss: Loss, *, dtype: torch.dtype, backend: str) -> Tensor:
+    """What the classes of ``p.w`` add to each row's softmax, ``[B, SUMS]`` float32; see ``merged_sums``."""
+    sums: Tensor = _run_sums(p, *loss[: len(_VECTORS)], **_numbers(loss), dtype=dtype, backend=backend)
+    return sums
+
+
+def cross_entropy_losses(sums: Tensor, loss: Loss, *, backend: str) -> Tensor:
+    """Losses ``[B]`` of sums over all classes."""
+    losses: Tensor = _run_losses(sums, *loss[: len(_VECTORS)], **_numbers(loss), backend=backend)
+    return losses
+
+
+def cross_entropy_gradients(
+    p: Grouped, loss: Loss, sums: Tensor, wants: Wants, *, dtype: torch.dtype, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the losses' sum from sums over all classes: features by the classes of ``p.w`` alone, weights, class
+    scale; those that are not wanted are empty.
+    """
+    options = _options(loss, wants, dtype, backend)
+    dx, dw, dclass_scale = _run_backward(p, *loss[: len(_VECTORS)], sums, **options)
+    return dx, dw, dclass_scale

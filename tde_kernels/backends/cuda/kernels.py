@@ -15,6 +15,8 @@ LOSS = FusedLoss(PASSES, logits, logits_backward)
 taken_along = LOSS.taken_along
 cross_entropy = LOSS.forward
 cross_entropy_backward = LOSS.backward
+cross_entropy_sums = LOSS.sums
+cross_entropy_losses = LOSS.losses
 head_direction = partial(around_product.head_direction, PASSES)
 alpha_sweep = partial(sweep.alpha_sweep, PASSES)
 alpha_segments = partial(sweep.alpha_segments, PASSES)
@@ -28,6 +30,8 @@ __all__ = [
     "background_exempt",
     "cross_entropy",
     "cross_entropy_backward",
+    "cross_entropy_losses",
+    "cross_entropy_sums",
     "feature_sum",
     "fold_ema_",
     "head_direction",

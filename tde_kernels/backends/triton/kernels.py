@@ -18,6 +18,8 @@ LOSS = FusedLoss(PASSES, logits, logits_backward)
 taken_along = LOSS.taken_along
 cross_entropy = LOSS.forward
 cross_entropy_backward = LOSS.backward
+cross_entropy_sums = LOSS.sums
+cross_entropy_losses = LOSS.losses
 
 __all__ = [
     "LOSS",
@@ -27,6 +29,8 @@ __all__ = [
     "background_exempt",
     "cross_entropy",
     "cross_entropy_backward",
+    "cross_entropy_losses",
+    "cross_entropy_sums",
     "feature_sum",
     "fold_ema_",
     "head_direction",
