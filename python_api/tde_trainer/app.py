@@ -21,8 +21,10 @@ from tde_trainer.detection import commands as detection_commands
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.gradcam.command import gradcam
-from tde_trainer.grid import grid_table, plan, run_grid
+from tde_trainer.grid import grid_table, run_grid
+from tde_trainer.grid import plan as plan_grid
 from tde_trainer.pages import write_results_page
+from tde_trainer.plan.command import plan
 from tde_trainer.posthoc import commands as posthoc
 from tde_trainer.posthoc.fit import sweep_dump
 from tde_trainer.published import published_table
@@ -58,6 +60,7 @@ app.command()(posthoc.features)
 app.command(name="fit-direction")(posthoc.fit_direction)
 app.command()(gradcam)
 app.command()(detection_commands.ap)
+app.command()(plan)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, or of one training in it.")]
 RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")]
@@ -116,7 +119,7 @@ def grid(
     """
     console = _console()
     with together():
-        planned = plan(recipe, overrides or [])
+        planned = plan_grid(recipe, overrides or [])
     with _resumable():
         summary = run_grid(planned, ["tde", "grid", recipe, *(overrides or [])], console)
     console.print(grid_table(summary))
