@@ -5,6 +5,7 @@ from tde_kernels._info import info
 from tde_kernels._version import __version__
 from tde_kernels.backends import use_backend
 from tde_kernels.class_parallel import ClassParallelTDEHead
+from tde_kernels.distributed import no_sync
 from tde_kernels.heads import FusedTDEHead, replace_head
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "__version__",
     "functional",
     "info",
+    "no_sync",
     "reference",
     "replace_head",
     "use_backend",

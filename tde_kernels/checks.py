@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from tde_kernels.normalizers import Classifier, resolve
 
@@ -113,6 +114,11 @@ def logits(
 ) -> Classifier:
     """The arguments that every classifier takes; returns them resolved."""
     floating(w, "w")
+    if type(w) is DTensor and type(x) is not DTensor:
+        raise ValueError(
+            "w must be all of the weights, got a DTensor, of which this rank holds a part; after fully_shard, run the "
+            "head inside the forward of the module that was given to it"
+        )
     if w.dim() != 2 or w.shape[0] == 0:
         raise ValueError(f"w must have shape [C, D] with at least one class, got {_shape(w)}")
     features(x, w.shape[1])

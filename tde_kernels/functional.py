@@ -77,6 +77,7 @@ def _logits(
     momentum: float = 0.0,
     mask: Tensor | None = None,
     group: torch.distributed.ProcessGroup | None = None,
+    pending: distributed.PendingSum | None = None,
     asked: str | None,
 ) -> Tensor:
     """Eq. 7, or Eq. 8 with a direction, and the update of ``ema`` if there is one: every logit of this module."""
@@ -85,7 +86,7 @@ def _logits(
     backend = select("logits", x.device.type, dtype, asked, beyond, size=x.numel() * w.shape[0])
     if backend == "reference":
         if ema is not None:
-            _fold_ema_(ema, num_updates, reference.feature_sum(x, mask), momentum, group, asked)
+            _take_in_(ema, num_updates, reference.feature_sum(x, mask), momentum, group, pending, asked)
         return reference.logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
     intake, across_ranks = NO_INTAKE, False
     if ema is not None:
@@ -104,7 +105,7 @@ def _logits(
     )
     if ema is not None and across_ranks:
         assert total is not None  # it was asked for: a rank must not skip the collective in silence
-        _fold_ema_(ema, num_updates, total, momentum, group, asked)
+        _take_in_(ema, num_updates, total, momentum, group, pending, asked)
     return _as_rows_of(x, logits)
 
 
@@ -178,21 +179,32 @@ def head_direction(ema: Tensor, *, num_heads: int, backend: str | None = None) -
     return ops.head_direction(ema, num_heads=num_heads, backend=chosen)
 
 
-def _fold_ema_(
+def _take_in_(
     ema: Tensor,
     num_updates: Tensor | None,
     total: Tensor,
     momentum: float,
     group: torch.distributed.ProcessGroup | None,
+    pending: distributed.PendingSum | None,
     asked: str | None,
 ) -> None:
-    """Folds the feature sum, reduced over the ranks, into ``ema``."""
-    total = distributed.reduce_sum(total, group)
-    backend = select("fold_ema_", ema.device.type, ema.dtype, asked)
-    if backend == "reference":
+    """Folds the feature sum, reduced over the ranks, into ``ema``: now, or who holds ``pending`` does it later."""
+    if pending is not None and distributed.active():
+        pending.add(total, momentum, group)
+    else:
+        fold_ema_(ema, num_updates, distributed.reduce_sum(total, group), momentum=momentum, backend=asked)
+
+
+@torch.no_grad()
+def fold_ema_(
+    ema: Tensor, num_updates: Tensor | None, total: Tensor, *, momentum: float, backend: str | None = None
+) -> None:
+    """``ema <- momentum * ema + sum / count`` in place, of a :func:`feature_sum`; nothing where it has no rows."""
+    chosen = select("fold_ema_", ema.device.type, ema.dtype, backend)
+    if chosen == "reference":
         reference.fold_ema_(ema, num_updates, total, momentum)
     else:
-        ops.fold_ema_(ema, num_updates, total, momentum=momentum, backend=backend)
+        ops.fold_ema_(ema, num_updates, total, momentum=momentum, backend=chosen)
 
 
 def grouped_logits_with_ema_(
@@ -204,6 +216,7 @@ def grouped_logits_with_ema_(
     momentum: float,
     mask: Tensor | None = None,
     group: torch.distributed.ProcessGroup | None = None,
+    pending: distributed.PendingSum | None = None,
     num_heads: int,
     tau: float,
     gamma: float = 0.0,
@@ -216,6 +229,7 @@ def grouped_logits_with_ema_(
 
     Args:
         num_updates: int64 0-d, one more wherever ``ema`` changed.
+        pending: where there are ranks, takes the sum of the features and leaves ``ema`` to the caller.
 
     Returns:
         Logits ``[..., C]`` in the dtype of ``x``.
@@ -232,6 +246,7 @@ def grouped_logits_with_ema_(
         momentum=momentum,
         mask=mask,
         group=group,
+        pending=pending,
         asked=backend,
     )
 
@@ -278,7 +293,7 @@ def update_head_ema_(
     checks.ema(ema, x, momentum, mask)
     chosen = select("update_ema_", x.device.type, x.dtype, backend)
     if chosen == "reference" or distributed.active():
-        _fold_ema_(ema, None, feature_sum(x, mask, backend=backend), momentum, group, backend)
+        _take_in_(ema, None, feature_sum(x, mask, backend=backend), momentum, group, None, backend)
     else:
         rows = _rows(x)
         ops.update_ema_(ema, None, rows, _flat_mask(mask), momentum=momentum, backend=chosen)
@@ -384,6 +399,7 @@ def grouped_cross_entropy_with_ema_(
     momentum: float,
     mask: Tensor | None = None,
     group: torch.distributed.ProcessGroup | None = None,
+    pending: distributed.PendingSum | None = None,
     num_heads: int,
     tau: float,
     gamma: float = 0.0,
@@ -419,6 +435,7 @@ def grouped_cross_entropy_with_ema_(
         momentum=momentum,
         mask=mask,
         group=group,
+        pending=pending,
         asked=backend,
     )
 
@@ -477,6 +494,7 @@ def _cross_entropy(
     momentum: float = 0.0,
     mask: Tensor | None = None,
     group: torch.distributed.ProcessGroup | None = None,
+    pending: distributed.PendingSum | None = None,
     asked: str | None,
 ) -> Tensor:
     """The loss, and the update of ``ema`` if there is one."""
@@ -493,6 +511,7 @@ def _cross_entropy(
             momentum=momentum,
             mask=mask,
             group=group,
+            pending=pending,
             asked=asked,
         )
         return reference.cross_entropy(logits, target, **options._asdict())
@@ -509,7 +528,7 @@ def _cross_entropy(
         backend=backend,
     )
     if ema is not None and across_ranks:
-        _fold_ema_(ema, num_updates, total, momentum, group, asked)
+        _take_in_(ema, num_updates, total, momentum, group, pending, asked)
     return loss.reshape(target.shape) if options.reduction == "none" else loss
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 
 from tde_kernels import checks, distributed, metrics, published, reference
 from tde_kernels import functional as F
@@ -54,8 +55,6 @@ class FusedTDEHead(nn.Module):
 
     weight: nn.Parameter
     class_scale: nn.Parameter | None
-    ema: Tensor
-    num_updates: Tensor
     tde_alpha: Tensor
 
     def __init__(
@@ -97,6 +96,8 @@ class FusedTDEHead(nn.Module):
         self.background_index = background_index
         self.exponent = exponent
         self.backend = backend
+        self._initial_alpha = float(alpha)
+        self.pending_sum = distributed.PendingSum()
         self.weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
         scale = torch.empty(num_classes, device=device, dtype=dtype) if family.learns_class_scale else None
         self.register_parameter("class_scale", None if scale is None else nn.Parameter(scale))
@@ -106,13 +107,15 @@ class FusedTDEHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights from ``U(-1/sqrt(D), 1/sqrt(D))``, class scales 1, and no moving average."""
+        """Weights from ``U(-1/sqrt(D), 1/sqrt(D))``, class scales 1, alpha as constructed, and no moving average."""
+        self.pending_sum.forget()
         bound = self.in_features**-0.5
         nn.init.uniform_(self.weight, -bound, bound)
         if self.class_scale is not None:
             nn.init.ones_(self.class_scale)
         self.ema.zero_()
         self.num_updates.zero_()
+        self.tde_alpha.fill_(self._initial_alpha)
 
     def extra_repr(self) -> str:
         background = "" if self.background_index is None else f", background_index={self.background_index}"
@@ -132,6 +135,46 @@ class FusedTDEHead(nn.Module):
         return self
 
     @property
+    def ema(self) -> Tensor:
+        """``[D]`` float32 buffer, un-normalised. Whoever reads it waits for the features of a batch on their way."""
+        self._settle()
+        return cast(Tensor, super().__getattr__("ema"))
+
+    @property
+    def num_updates(self) -> Tensor:
+        """int64 buffer, the number of batches that the average has taken in."""
+        self._settle()
+        return cast(Tensor, super().__getattr__("num_updates"))
+
+    def _settle(self) -> None:
+        """The moving average takes in what was sent to it, if anything was."""
+        received = self.pending_sum.receive()
+        if received is not None:
+            total, momentum = received
+            F.fold_ema_(self.ema, self.num_updates, total, momentum=momentum, backend=self.backend)
+
+    def _settle_after_backward(self, result: Tensor) -> Tensor:
+        """Has the moving average take in what was sent when the backward of ``result`` ends; now, if none comes."""
+        if self.pending_sum.under_way:
+            if result.requires_grad and not torch.compiler.is_compiling():
+                result.register_hook(lambda _: Variable._execution_engine.queue_callback(self._settle))
+            else:
+                self._settle()
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()  # what is on its way cannot be copied
+        return self.__dict__.copy()
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self._settle()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.pending_sum.forget()
+        super()._load_from_state_dict(*args)
+
+    @property
     def alpha(self) -> Tensor:
         """The strength of the subtraction at inference, 0-d float32."""
         return self.tde_alpha
@@ -146,6 +189,15 @@ class FusedTDEHead(nn.Module):
     def head_direction(self) -> Tensor:
         """``[D]`` float32, of unit norm in each head; zero before the first update."""
         return F.head_direction(self.ema, num_heads=self.num_heads, backend=self.backend)
+
+    @property
+    def _average(self) -> dict[str, Any]:
+        return {
+            "ema": self.ema,
+            "num_updates": self.num_updates,
+            "momentum": self.momentum,
+            "pending": self.pending_sum,
+        }
 
     @property
     def _family(self) -> dict[str, Any]:
@@ -181,9 +233,8 @@ class FusedTDEHead(nn.Module):
         """Eq. 7, and the moving average."""
         if not self._takes_in():
             return F.grouped_logits(x, self.weight, **self._family)
-        return F.grouped_logits_with_ema_(
-            x, self.weight, self.ema, self.num_updates, momentum=self.momentum, mask=mask, **self._family
-        )
+        logits = F.grouped_logits_with_ema_(x, self.weight, **self._average, mask=mask, **self._family)
+        return self._settle_after_backward(logits)
 
     def _exempt(self, x: Tensor, alpha: float | Tensor) -> Tensor:
         """The logarithm of Eq. 9."""
@@ -198,6 +249,7 @@ class FusedTDEHead(nn.Module):
             **self._family,
         )
 
+    @distributed.like_forward
     def loss(self, x: Tensor, target: Tensor, *, mask: Tensor | None = None, **options: Any) -> Tensor:
         """Cross entropy of Eq. 7; in training the moving average takes ``x`` in as ``head(x)`` does.
 
@@ -213,18 +265,12 @@ class FusedTDEHead(nn.Module):
         checks.features(x, self.in_features)
         if not self._takes_in():
             return F.grouped_cross_entropy(x, self.weight, target, **options, **self._family)
-        return F.grouped_cross_entropy_with_ema_(
-            x,
-            self.weight,
-            target,
-            self.ema,
-            self.num_updates,
-            momentum=self.momentum,
-            mask=mask,
-            **options,
-            **self._family,
+        loss = F.grouped_cross_entropy_with_ema_(
+            x, self.weight, target, **self._average, mask=mask, **options, **self._family
         )
+        return self._settle_after_backward(loss)
 
+    @distributed.like_forward
     @torch.no_grad()
     def predict(self, x: Tensor, topk: int = 5, *, alpha: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The ``topk`` largest scores of evaluation and their classes, both ``[..., topk]``, in descending order."""
@@ -254,6 +300,7 @@ class FusedTDEHead(nn.Module):
         self.num_updates.fill_(1)
         return self
 
+    @distributed.like_forward
     @torch.no_grad()
     def alpha_sweep(self, x: Tensor, alphas: Tensor | Sequence[float]) -> Tensor:
         """The predicted class int64 ``[A, ...]`` of evaluation, for every alpha, of features ``x [..., D]``."""
@@ -262,6 +309,7 @@ class FusedTDEHead(nn.Module):
         steps = checks.alphas(alphas, x.device)
         return torch.stack([self._exempt(x, alpha).argmax(-1) for alpha in steps])
 
+    @distributed.like_forward
     @torch.no_grad()
     def alpha_curve(
         self,
