@@ -33,7 +33,7 @@ def tensor(value: object, name: str) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
-def _readable(t: Tensor) -> bool:
+def readable(t: Tensor) -> bool:
     """Whether to look at the values of ``t``: see the module."""
     return not torch.compiler.is_compiling() and (t.device.type == "cpu" or (debug and t.device.type != "meta"))
 
@@ -143,7 +143,7 @@ def alpha(value: float | Tensor) -> None:
         return
     if value.dim() != 0:
         raise ValueError(f"alpha must be a number or a 0-d tensor, got shape {_shape(value)}")
-    if _readable(value) and not math.isfinite(value.detach()):
+    if readable(value) and not math.isfinite(value.detach()):
         raise ValueError(f"alpha must be finite, got {value.item()}")
 
 
@@ -162,7 +162,7 @@ def alphas(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
         raise TypeError(f"alphas must be a sequence of numbers, got {values!r}") from error
     if result.dim() != 1:
         raise ValueError(f"alphas must be a sequence of numbers, got shape {_shape(result)}")
-    if _readable(result) and not bool(result.isfinite().all()):
+    if readable(result) and not bool(result.isfinite().all()):
         raise ValueError(f"alphas must be finite, got {result.tolist()}")
     return result.to(device)
 
@@ -217,7 +217,7 @@ def labels(value: Tensor, num_classes: int, ignore_index: int, shape: Sequence[i
     shaped(value, shape, name)
     if value.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {_name(value.dtype)}")
-    if not _readable(value) or value.numel() == 0:
+    if not readable(value) or value.numel() == 0:
         return
     lowest, highest = map(int, value.aminmax())
     if lowest >= 0 and highest < num_classes:  # as they mostly are: a pass instead of six

@@ -50,6 +50,7 @@ def _as_rows_of(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def wants_grad(*tensors: Tensor | float | None) -> bool:
+    """Whether autograd asks for the gradient of one of them."""
     return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
 
 
@@ -453,16 +454,16 @@ class LossOptions(NamedTuple):
     focal_exponent: float = 0.0
     reduction: str = "mean"
 
-    def of(self, target: Tensor) -> Loss:
-        """The loss of flat rows: the reduction and the shares of mixup are what each row counts for."""
+    def of(self, target: Tensor, dtype: torch.dtype = torch.float32) -> Loss:
+        """The loss of flat rows: the reduction and the shares of mixup, in ``dtype``, are what each row counts for."""
         labels = target.reshape(-1).contiguous()
         mixed = self.target_b is not None
         other = None if self.target_b is None else self.target_b.reshape(-1).contiguous()
         return Loss(
             labels,
-            self._share(labels, self.lam if mixed else 1.0),
+            self._share(labels, self.lam if mixed else 1.0, dtype),
             other,
-            None if other is None else self._share(other, 1 - self.lam),
+            None if other is None else self._share(other, 1 - self.lam, dtype),
             self.class_weight,
             self.logit_bias,
             self.margin,
@@ -471,14 +472,14 @@ class LossOptions(NamedTuple):
             self.focal_exponent,
         )
 
-    def _share(self, labels: Tensor, part: float | Tensor) -> Tensor:
-        share = torch.ones(labels.shape, dtype=torch.float32, device=labels.device) * part
+    def _share(self, labels: Tensor, part: float | Tensor, dtype: torch.dtype) -> Tensor:
+        share = torch.ones(labels.shape, dtype=dtype, device=labels.device) * part
         if self.reduction != "mean":
             return share
         taken = labels != self.ignore_index
         if self.class_weight is None:
             return share / taken.sum()
-        weight = self.class_weight.detach().float()[torch.where(taken, labels, 0)]
+        weight = self.class_weight.detach().to(dtype)[torch.where(taken, labels, 0)]
         return share / torch.where(taken, weight, 0).sum()
 
 

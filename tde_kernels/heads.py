@@ -110,12 +110,16 @@ class FusedTDEHead(nn.Module):
         """Weights from ``U(-1/sqrt(D), 1/sqrt(D))``, class scales 1, alpha as constructed, and no moving average."""
         self.pending_sum.forget()
         bound = self.in_features**-0.5
-        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.weight, -bound, bound, generator=self._generator())
         if self.class_scale is not None:
             nn.init.ones_(self.class_scale)
         self.ema.zero_()
         self.num_updates.zero_()
         self.tde_alpha.fill_(self._initial_alpha)
+
+    def _generator(self) -> torch.Generator | None:
+        """What random weights are drawn from; None: torch's own."""
+        return None
 
     def extra_repr(self) -> str:
         background = "" if self.background_index is None else f", background_index={self.background_index}"
@@ -293,12 +297,16 @@ class FusedTDEHead(nn.Module):
         for features in [batches] if isinstance(batches, Tensor) else batches:
             checks.features(features, self.in_features, "batches")
             total += F.feature_sum(features.to(self.ema.device))
-        distributed.reduce_sum(total)
+        self._sum_over_ranks(total)
         if total[-1] == 0:
             raise ValueError("batches must hold at least one feature, got none")
         self.ema.copy_(total[:-1] / total[-1])
         self.num_updates.fill_(1)
         return self
+
+    def _sum_over_ranks(self, total: Tensor) -> None:
+        """In place, that of each."""
+        distributed.reduce_sum(total)
 
     @distributed.like_forward
     @torch.no_grad()
@@ -376,11 +384,16 @@ class FusedTDEHead(nn.Module):
             candidates = sorted(checks.alphas(alphas, torch.device("cpu")).tolist())
             if not candidates:
                 raise ValueError("alphas must not be empty")
+            predictions, y = self._of_all_ranks(self.alpha_sweep(x, candidates), y)
             score = metrics.resolve(metric, y, self.num_classes, class_counts)
-            scores = [float(score(predicted, y)) for predicted in self.alpha_sweep(x, candidates)]
+            scores = [float(score(predicted, y)) for predicted in predictions]
             chosen = candidates[max(range(len(scores)), key=scores.__getitem__)]
         self.alpha = chosen
         return chosen
+
+    def _of_all_ranks(self, predictions: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions ``[A, N]`` and labels ``[N]`` that alpha is chosen by, of those that are this process's."""
+        return predictions, y
 
     @classmethod
     def from_weight(cls, weight: Tensor, **kwargs: Any) -> FusedTDEHead:

@@ -52,7 +52,7 @@ def _operands(x: Tensor, w: Tensor, classifier: Classifier) -> tuple[Tensor, Ten
     return x_hat, w_hat
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b^T`` in the operands' own dtype, whatever the autocast state."""
     kind = a.device.type
     with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():
@@ -62,7 +62,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _total(x: Tensor, w: Tensor, classifier: Classifier) -> Tensor:
     """Eq. 10 in the compute dtype."""
     x_hat, w_hat = _operands(x, w, classifier)
-    return _product(x_hat.flatten(-2), w_hat.flatten(-2))
+    return product(x_hat.flatten(-2), w_hat.flatten(-2))
 
 
 def effects(x: Tensor, w: Tensor, direction: Tensor, classifier: Classifier) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +73,7 @@ def effects(x: Tensor, w: Tensor, direction: Tensor, classifier: Classifier) -> 
     x_hat, w_hat = _operands(x, w, classifier)
     d_hat = _split(direction.to(x_hat.dtype), classifier.num_heads)
     along_x, along_w = (x_hat * d_hat).sum(-1), (w_hat * d_hat).sum(-1)
-    return _product(x_hat.flatten(-2), w_hat.flatten(-2)), along_x, along_w
+    return product(x_hat.flatten(-2), w_hat.flatten(-2)), along_x, along_w
 
 
 def logits(
@@ -90,7 +90,7 @@ def wide_logits(
     if direction is None:
         return _total(x, w, classifier)
     total, along_x, along_w = effects(x, w, direction, classifier)
-    return total - alpha * _product(along_x, along_w)
+    return total - alpha * product(along_x, along_w)
 
 
 def head_direction(ema: Tensor, *, num_heads: int) -> Tensor:
@@ -237,7 +237,7 @@ def exempt(
 ) -> Tensor:
     """:func:`background_exempt` of arguments that were checked."""
     total, along_x, along_w = effects(x, w, direction, classifier)
-    log_p = exempt_logits(total, total - alpha * _product(along_x, along_w), background)
+    log_p = exempt_logits(total, total - alpha * product(along_x, along_w), background)
     return (log_p if log else log_p.exp()).to(x.dtype)
 
 
@@ -391,7 +391,7 @@ def alpha_sweep(
 def winners(total: Tensor, along_x: Tensor, along_w: Tensor, alphas: Tensor) -> Tensor:
     """argmax of ``total - alpha * along_x @ along_w^T`` for every alpha: int64 ``[A, ...]``, ties to the lowest."""
     result = torch.empty((len(alphas), *total.shape[:-1]), dtype=torch.int64, device=total.device)
-    correction = _product(along_x, along_w)
+    correction = product(along_x, along_w)
     for step, alpha in zip(result, alphas, strict=True):
         torch.argmax(total - alpha * correction, -1, out=step)
     return result
@@ -418,7 +418,7 @@ def alpha_segments(
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.counterfactual(x, direction, 0.0)
     total, along_x, along_w = effects(x.reshape(-1, x.shape[-1]), w, direction, classifier)
-    return Envelope.packed(*segments(total, _product(along_x, along_w), w.shape[0]))
+    return Envelope.packed(*segments(total, product(along_x, along_w), w.shape[0]))
 
 
 @torch.no_grad()

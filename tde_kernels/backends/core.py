@@ -159,3 +159,12 @@ def float_vector(a: Tensor | None) -> Tensor | None:
     if a is None or (a.dtype == torch.float32 and a.is_contiguous() and not a.requires_grad):
         return a
     return a.detach().to(torch.float32).contiguous()
+
+
+def float_vectors(loss: Loss) -> Loss:
+    """``loss`` with :func:`float_vector` of what it has of each class."""
+    return loss._replace(
+        class_weight=float_vector(loss.class_weight),
+        logit_bias=float_vector(loss.logit_bias),
+        margin=float_vector(loss.margin),
+    )

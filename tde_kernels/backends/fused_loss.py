@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tde_kernels.backends import loss_by_classes, loss_by_rows
+from tde_kernels.backends import core, loss_by_classes, loss_by_rows
 from tde_kernels.backends.core import Kept
 from tde_kernels.backends.grouped import NOTHING, Grouped, Intake, Loss, LossPass, Wants
 from tde_kernels.backends.loss_passes import SUMS, LossPasses
@@ -66,32 +66,44 @@ class FusedLoss:
         return losses, *gradients, sums, nowhere if feature_sum is None else feature_sum
 
     def backward(
-        self, p: Grouped, loss: Loss, sums: Tensor, wants: Wants, dtype: torch.dtype
+        self,
+        p: Grouped,
+        loss: Loss,
+        sums: Tensor,
+        wants: Wants,
+        dtype: torch.dtype,
+        ready: Callable[[Tensor], None] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``tde::cross_entropy_backward``."""
+        """See ``tde::cross_entropy_backward``; ``ready`` is called with dx, if it is wanted, before dw is complete."""
         dtype = self.passes.multiplied_as(dtype)
         if self.way(p, dtype) != "whole":
-            return loss_by_classes.gradients(self.passes, p, loss, sums, wants, dtype)
+            return loss_by_classes.gradients(self.passes, p, loss, sums, wants, dtype, ready)
         z, saved, _ = self.logits(p, Intake(), dtype)
         what = LossPass(loss.first, sums=sums, take=False, gradient=True)
         self.passes.cross_entropy(z, loss, loss.of_all(p.w.shape[0]), what)
-        return self.logits_backward(p, z, saved, wants)
+        if ready is None or not wants.x:
+            return self.logits_backward(p, z, saved, wants)
+        dx, dw, dscale = self.logits_backward(p, z, saved, Wants(True, False, False))
+        ready(dx)
+        if wants.w or wants.class_scale:
+            _, dw, dscale = self.logits_backward(p, z, saved, wants._replace(x=False))
+        return dx, dw, dscale
 
     def sums(self, p: Grouped, loss: Loss, dtype: torch.dtype) -> Tensor:
         """See ``tde::cross_entropy_sums``."""
         dtype = self.passes.multiplied_as(dtype)
         sums = p.x.new_zeros((p.x.shape[0], SUMS), dtype=torch.float32)
         sums[:, 0] = -torch.inf  # of no class: only the first of all classes begins anew
-        if self.way(p, dtype) != "whole":
-            loss_by_classes.take(self.passes, p, loss, Intake(), dtype, None, sums)
-        else:
+        if self.way(p, dtype) == "whole":
             z, _, _ = self.logits(p, Intake(), dtype)
             self.passes.cross_entropy(z, loss, loss.of_all(p.w.shape[0]), LossPass(loss.first, sums=sums))
+        else:
+            loss_by_classes.take(self.passes, p, loss, Intake(), dtype, None, sums)
         return sums
 
-    def losses(self, sums: Tensor, *vectors: Tensor | None, **numbers: Any) -> Tensor:
+    def losses(self, sums: Tensor, *vectors: Any, **numbers: Any) -> Tensor:
         """See ``tde::cross_entropy_losses``."""
-        loss = Loss(*vectors, **numbers)  # type: ignore[arg-type]
+        loss = core.float_vectors(Loss(*vectors, **numbers))
         losses, nothing = sums.new_empty(len(sums)), sums.new_zeros(len(sums), 1)
         self.passes.cross_entropy(nothing, loss, loss.classes, LossPass(take=False, sums=sums, losses=losses))
         return losses

@@ -6,7 +6,7 @@ multiply once more. The weights' gradient is complete with each chunk: nothing o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -36,13 +36,20 @@ def take(
 
 
 def gradients(
-    passes: LossPasses, p: Grouped, loss: Loss, sums: Tensor, wants: Wants, dtype: torch.dtype
+    passes: LossPasses,
+    p: Grouped,
+    loss: Loss,
+    sums: Tensor,
+    wants: Wants,
+    dtype: torch.dtype,
+    ready: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the losses' sum that are wanted, else empty."""
+    """The gradients of the losses' sum that are wanted, else empty; ``ready`` is called with that of the features."""
     held = p.w.shape[0]
     wants_w = wants.w or wants.class_scale
     x_hat, x_norms = scaled(passes, p.features, dtype)
     dx_hat = p.x.new_zeros(p.x.shape if wants.x else (0,), dtype=torch.float32)
+    dx = dx_hat
     dw = p.w.new_empty(p.w.shape) if wants_w else p.w.new_empty(0, dtype=torch.float32)
     dscale = p.w.new_empty(held if wants.class_scale else 0, dtype=torch.float32)
     for chunk in _chunks(passes, p, dtype):
@@ -53,13 +60,14 @@ def gradients(
         passes.cross_entropy(z, loss, loss.of_all(held), what)
         if wants.x:
             dx_hat += passes.wide_product(z, w_hat.t())
+            if chunk.stop == held:
+                dx = dx_hat.to(p.x.dtype) if x_norms is None else passes.backward(p.features, dx_hat, x_norms, None)
+                if ready is not None:
+                    ready(dx)
         if not wants_w:
             continue
         dw_hat = passes.wide_product(z.t(), x_hat.t())
         if w_norms is not None:
             dw_hat = passes.backward(weights, dw_hat, w_norms, dscale[chunk] if wants.class_scale else None)
         dw[chunk] = dw_hat
-    if not wants.x:
-        return dx_hat, dw, dscale
-    dx = dx_hat.to(p.x.dtype) if x_norms is None else passes.backward(p.features, dx_hat, x_norms, None)
     return dx, dw, dscale

@@ -2,54 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 
 from tde_kernels import checks, distributed, metrics, reference
 from tde_kernels import functional as F
-from tde_kernels.backends import core, select
+from tde_kernels.backends import select
 from tde_kernels.backends.grouped import Loss
-from tde_kernels.class_parallel.collectives import (
-    AllRows,
-    Group,
-    OwnRows,
-    agree,
-    gathered,
-    own_rows,
-    rank_in,
-    ranks_of,
-)
+from tde_kernels.class_parallel import collectives, inference, state
+from tde_kernels.class_parallel.collectives import AllRows, Averaged, OwnRows, Ranks, gathered
 from tde_kernels.class_parallel.loss import AllLosses, OwnLosses, ShardedLosses, own_losses
-from tde_kernels.class_parallel.sampling import sample
+from tde_kernels.class_parallel.sampling import Draw, sample
 from tde_kernels.class_parallel.shards import Shards
 from tde_kernels.functional import LossOptions
 from tde_kernels.heads import FusedTDEHead
+from tde_kernels.normalizers import Classifier
 
 
 class ClassParallelTDEHead(FusedTDEHead):
     """:class:`tde_kernels.FusedTDEHead` for more classes than one device holds: every rank holds some of them.
 
-    Each rank brings features of its own, as many as the others. They are gathered once; losses, predictions and the
-    head direction are those that a single process would find for all of them. The loss is that of the whole batch, the
-    same on every rank; gradients are such that a data-parallel network around it, which takes the mean of its ranks'
-    gradients, gets those of that loss. ``weight [c, D]`` holds the rank's own classes, and its gradient is complete:
-    leave the head out of ``DistributedDataParallel`` (``broadcast_buffers`` and all), or keep it beside the network.
+    Each rank brings features of its own, as many as the others, and all call the same methods in the same order.
+    Features are gathered once; losses, predictions and the head direction are those that a single process would find
+    for all of them. The loss is that of the whole batch, the same on every rank; gradients of features are such that a
+    data-parallel network before the head, which takes the mean of its ranks' gradients, gets those of that loss.
+
+    ``weight [c, D]``, and ``class_scale [c]``, hold the rank's own classes, and their gradients are complete: keep the
+    head out of ``DistributedDataParallel`` and ``fully_shard``. A norm over all parameters, as for clipping, is to be
+    summed over the ranks for these. ``state_dict`` has them as a ``DTensor`` of all classes, and takes such a one of
+    any number of ranks, or plain tensors of all classes, as those of ``FusedTDEHead`` are. What an optimizer keeps of
+    them is each rank's own.
 
     Args:
-        in_features, num_classes, and all others: as of ``FusedTDEHead``; C is the number of all classes.
+        in_features, num_classes, and all others: as of ``FusedTDEHead``; C is the number of all classes. Alike on all
+            ranks.
         group: over whose ranks the classes lie, a process group or a device mesh of one dimension; or of two, data and
-            classes: then the heads along the first hold the same weights and average their gradients. Default: all.
-        sample_rate: of a shard's classes, how many each training step looks at (Partial FC); the batch's labels always.
+            classes. Then the heads along the first hold the same classes and average their gradients, each loss being
+            that of its own row of the mesh; their directions are of all features. Default: all processes.
+        sample_rate: of a shard's classes, how many each training step looks at (Partial FC), besides the labels: at
+            least as many as a batch has labels. Logits and predictions are of all classes.
         seed: of the sampling.
 
     Raises:
-        ValueError: the ranks disagree, or a rank would hold no class; on every rank.
+        ValueError: the ranks disagree, a rank would hold no class, or ``torch.distributed`` was launched and is not
+            initialised; on every rank. So do methods whose arguments are wrong on one rank alone, or do not go
+            together, on the CPU; elsewhere with ``TDE_DEBUG=1`` in the environment, for looking waits for the device.
     """
 
     def __init__(
@@ -63,202 +65,244 @@ class ClassParallelTDEHead(FusedTDEHead):
         background_index: int | None = None,
         **head: Any,
     ) -> None:
+        classes, data = _groups(group)
+        # Before the module is: its weights are those of a rank
+        self.ranks, self.data_ranks = Ranks.of(classes), Ranks() if data is None else Ranks.of(data)
+        given = {"sample_rate": sample_rate, "seed": seed, "background_index": background_index, **head}
+        given |= {"in_features": in_features, "num_classes": num_classes, "device": None}
+        given |= {"dtype": str(head.get("dtype") or torch.get_default_dtype())}
+        collectives.agree(given, self.ranks)
         checks.positive_int(num_classes, "num_classes")
+        checks.finite(sample_rate, "sample_rate")
         if not 0 < sample_rate <= 1:
             raise ValueError(f"sample_rate must be above 0 and at most 1, got {sample_rate}")
-        data_group: Group = None
-        if isinstance(group, DeviceMesh):
-            if group.ndim > 2:
-                raise ValueError(
-                    f"group must be a mesh of classes, or of data and classes, got {group.ndim} dimensions"
-                )
-            data_group = group.get_group(0) if group.ndim == 2 else None
-            group = group.get_group(group.ndim - 1)
-        shards = Shards(num_classes, ranks_of(group))
-        if min(shards.sizes) == 0:
-            raise ValueError(f"num_classes must leave no rank of {shards.ranks} without a class, got {num_classes}")
-        super().__init__(in_features, len(shards.of(rank_in(group))), **head)
-        described = {"in_features": in_features, "num_classes": num_classes, "dtype": str(self.weight.dtype)}
-        described |= {name: getattr(self, name) for name in ("num_heads", "tau", "gamma", "normalizer", "exponent")}
-        agree(described, group)
+        self.shards = Shards(num_classes, self.ranks.size)
+        if min(self.shards.sizes) == 0:
+            held = [len(self.shards.of(rank)) for rank in range(self.ranks.size)]
+            raise ValueError(f"num_classes must give every rank a class, got {num_classes}, of which ranks get {held}")
+        super().__init__(in_features, len(self.shards.of(self.ranks.rank)), **head)
         if background_index is not None:
             background_index = checks.class_index(background_index, num_classes, "background_index")
         self.background_index, self.num_classes = background_index, num_classes
-        self.group, self.data_group, self.shards, self.sample_rate, self.seed = (
-            group,
-            data_group,
-            shards,
-            sample_rate,
-            seed,
-        )
-        self._steps = 0
-        if data_group is not None:
-            for parameter in self.parameters():
-                parameter.register_hook(self._averaged)
+        self.sample_rate, self.seed = sample_rate, seed
 
-    @property
-    def rank(self) -> int:
-        """This process's place in the group."""
-        return rank_in(self.group)
+    def _generator(self) -> torch.Generator | None:
+        """Shards differ where all ranks are seeded alike; heads that hold the same classes do not."""
+        if self.weight.is_meta:
+            return None
+        seed = collectives.first_of(int(torch.randint(1 << 62, ())), self.data_ranks)
+        return torch.Generator(self.weight.device).manual_seed(seed + self.ranks.rank)
 
     def extra_repr(self) -> str:
-        own = self.shards.of(self.rank)
-        return (
-            f"{super().extra_repr()}, classes {own.start} to {own.stop - 1} on rank {self.rank} of {self.shards.ranks}"
-        )
+        own = self.shards.of(self.ranks.rank)
+        where = f"classes {own.start} to {own.stop - 1} on rank {self.ranks.rank} of {self.ranks.size}"
+        return f"{super().extra_repr()}, {where}"
 
-    def _averaged(self, grad: Tensor) -> Tensor:
-        """The mean of a gradient over the heads that hold the same classes."""
-        grad = grad.contiguous()
-        dist.all_reduce(grad, group=self.data_group)
-        return grad / dist.get_world_size(self.data_group)
+    def _agree(self, call: str, x: Tensor, check: Callable[[], dict[str, Any]] = dict) -> None:
+        """Checks a call's arguments, and that they go together with those of the other ranks; see the class."""
+        fault: Exception | None = None
+        described: dict[str, Any] = {"method": call, "mode": self.training}
+        try:
+            checks.features(x, self.in_features)
+            described |= {"number of features": x.numel() // self.in_features, "dtype of x": str(x.dtype), **check()}
+        except (TypeError, ValueError) as error:
+            fault, described["error"] = error, str(error)
+        if checks.readable(self.weight):
+            collectives.agree(described, self.ranks, digest_on=self.weight.device)
+        if fault is not None:
+            raise fault
 
-    def _take_in(self, features: Tensor, mask: Tensor | None) -> None:
-        """The moving average takes in features ``[P * b, D]`` of all ranks."""
-        total = F.feature_sum(features, mask, backend=self.backend)
-        if self.data_group is not None:
-            distributed.reduce_sum(total, self.data_group)
+    def _classifier(self, x: Tensor, w: Tensor, scale: Tensor | None) -> Classifier:
+        return checks.logits(x, w, self.num_heads, self.tau, self.gamma, self.normalizer, self.exponent, scale)
+
+    def _parameters_here(self) -> tuple[Tensor, Tensor | None]:
+        """Weights and class scales of this rank's classes; heads that hold the same average their gradients."""
+        weight: Tensor = self.weight
+        scale: Tensor | None = self.class_scale
+        if self.data_ranks.size > 1:
+            weight = Averaged.apply(weight, self.data_ranks)
+            scale = None if scale is None else Averaged.apply(scale, self.data_ranks)
+        return weight, scale
+
+    def _take_in(self, rows: Tensor, mask: Tensor | None) -> None:
+        """The moving average takes in features ``[P * b, D]`` of all ranks, which each of them sums alike."""
+        total = F.feature_sum(rows, mask, backend=self.backend)
+        if self.data_ranks.size > 1:
+            distributed.reduce_sum(total, self.data_ranks.group)
         reference.fold_ema_(self.ema, self.num_updates, total, self.momentum)
+
+    def _sum_over_ranks(self, total: Tensor) -> None:
+        for ranks in (self.ranks, self.data_ranks):
+            if ranks.size > 1:
+                distributed.reduce_sum(total, ranks.group)
+
+    def _all_rows(self, x: Tensor) -> Tensor:
+        """``[P * b, D]`` of every rank's features."""
+        rows: Tensor = AllRows.apply(x.reshape(-1, self.in_features), self.ranks)
+        return rows
+
+    def _own_logits(self, columns: Tensor, x: Tensor) -> Tensor:
+        """``[..., C]`` of this rank's features ``x [..., D]``, from the columns ``[P * b, c]`` of its classes."""
+        logits: Tensor = OwnRows.apply(columns, self.shards.sizes, self.ranks)
+        return logits.reshape(*x.shape[:-1], self.num_classes)
 
     def forward(self, x: Tensor, *, alpha: float | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """As ``FusedTDEHead``: all logits ``[..., C]`` of this rank's features. They are sent; a loss's are not."""
-        checks.features(x, self.in_features)
-        rows = AllRows.apply(x.reshape(-1, self.in_features), self.group)
-        if self.training:
-            if self._takes_in():
-                everywhere = None if mask is None else gathered(mask.reshape(-1), self.group)
-                self._take_in(rows.detach(), everywhere)
-            logits = self._exchanged(F.grouped_logits(rows, self.weight, **self._family))
-            return logits.reshape(*x.shape[:-1], self.num_classes)
-        strength = self.tde_alpha if alpha is None else alpha
-        direct = self._exchanged(F.tde_logits(rows, self.weight, self.head_direction, alpha=strength, **self._family))
-        if self.background_index is not None:
-            total = self._exchanged(F.grouped_logits(rows, self.weight, **self._family))
-            direct = reference.exempt_logits(total.float(), direct.float(), self.background_index).to(direct.dtype)
-        return direct.reshape(*x.shape[:-1], self.num_classes)
+        if not self.training:
+            return self._evaluated(x, alpha)
 
-    def _exchanged(self, columns: Tensor, widths: list[int] | None = None) -> Tensor:
-        found: Tensor = OwnRows.apply(columns, widths or self.shards.sizes, self.group)
-        return found
+        def check() -> dict[str, Any]:
+            checks.row_mask(mask, x)
+            self._classifier(x, self.weight, self.class_scale)
+            return {"use of a mask": mask is not None}
+
+        self._agree("forward", x, check)
+        rows = self._all_rows(x)
+        if self._takes_in():
+            everywhere = None if mask is None else gathered(mask.reshape(-1).byte(), self.ranks).bool()
+            self._take_in(rows.detach(), everywhere)
+        weight, scale = self._parameters_here()
+        return self._own_logits(F.grouped_logits(rows, weight, **{**self._family, "class_scale": scale}), x)
+
+    def _evaluated(self, x: Tensor, alpha: float | Tensor | None) -> Tensor:
+        """Logits of Eq. 8, or the logarithm of Eq. 9."""
+        self._agree("forward", x, lambda: {"alpha": self._checked(x, alpha)})
+        rows, strength = self._all_rows(x), self.tde_alpha if alpha is None else alpha
+        weight, scale = self._parameters_here()
+        direction = self.head_direction
+        if self.background_index is None:
+            family = {**self._family, "class_scale": scale}
+            return self._own_logits(F.tde_logits(rows, weight, direction, alpha=strength, **family), x)
+        total, along_x, along_w = reference.effects(rows, weight, direction, self._classifier(rows, weight, scale))
+        direct = total - strength * reference.product(along_x, along_w)
+        total, direct = (self._own_logits(columns, x) for columns in (total, direct))  # not rounded: differences follow
+        return reference.exempt_logits(total, direct, self.background_index).to(F.product_dtype(x))
+
+    def _checked(self, x: Tensor, alpha: float | Tensor | None) -> float | None:
+        """alpha as far as ranks can be asked to agree on it."""
+        self._classifier(x, self.weight, self.class_scale)
+        checks.alpha(self.tde_alpha if alpha is None else alpha)
+        return None if isinstance(alpha, Tensor) else alpha
 
     def loss(self, x: Tensor, target: Tensor, *, mask: Tensor | None = None, **options: Any) -> Tensor:
         """Cross entropy of Eq. 7 over all classes and all ranks' features; see the class for its gradients.
 
         Args:
+            x: ``[..., D]``, as many on all ranks.
             target: int64 ``[...]``, in 0 .. C - 1.
             mask: bool ``[...]``, the rows that the moving average takes in; on all ranks or on none.
-            options: as of ``FusedTDEHead.loss``, alike on all ranks; vectors are ``[C]``.
+            options: as of ``FusedTDEHead.loss``, alike on all ranks; vectors are ``[C]``, and the gradient of a learnt
+                one is for a data-parallel mean.
 
         Returns:
             Loss in float32, alike on all ranks; with ``reduction="none"`` the losses ``[...]`` of this rank's features.
         """
-        checks.features(x, self.in_features)
         asked = LossOptions(**options)
+        self._agree("loss", x, lambda: self._checked_loss(x, target, mask, asked))
+        own = x.reshape(-1, self.in_features)
+        rows = gathered(own.detach(), self.ranks)
+        reduction = asked.reduction
+        asked, targets, masks = self._labels_of_all(asked, target, mask)
+        if self._takes_in():
+            self._take_in(rows, masks)
+        dtype = F.product_dtype(x)
+        loss = asked.of(targets, torch.float64 if dtype == torch.float64 else torch.float32)
+        loss = loss._replace(first=self.shards.of(self.ranks.rank).start, classes=self.num_classes)
+        losses = self._losses(own, rows, loss, dtype)
+        if reduction != "none":
+            return losses.sum()
+        mine: Tensor = OwnLosses.apply(losses, self.ranks)
+        return mine.reshape(target.shape)
+
+    def _checked_loss(self, x: Tensor, target: Tensor, mask: Tensor | None, asked: LossOptions) -> dict[str, Any]:
         checks.cross_entropy(x, self.num_classes, target, **asked._asdict())
         checks.row_mask(mask, x)
-        own = x.reshape(-1, self.in_features)
-        rows = gathered(own.detach(), self.group)
-        asked, target_, mask_ = self._labels_of_all(asked, target, mask)
-        if self._takes_in():
-            self._take_in(rows, mask_)
-        loss = asked.of(target_)._replace(first=self.shards.of(self.rank).start, classes=self.num_classes)
-        weight: Tensor = self.weight
-        scale: Tensor | None = self.class_scale
-        widths = self.shards.sizes
-        if self.training and self.sample_rate < 1:
-            self._steps += 1
-            drawn = sample(loss, self.shards, self.rank, self.sample_rate, self._generator())
-            weight, widths, loss = weight[drawn.own], drawn.sizes, drawn.loss
-            scale = None if scale is None else scale[drawn.own]
-        losses = self._losses(own, rows, weight, scale, widths, loss)
-        if asked.reduction != "none":
-            return losses.sum()
-        mine: Tensor = OwnLosses.apply(losses, self.rank, self.group)
-        return mine.reshape(target.shape)
+        self._classifier(x, self.weight, self.class_scale)
+        alike = {name: value for name, value in asked._asdict().items() if not isinstance(value, Tensor)}
+        return alike | {"use of a mask": mask is not None, "backend": self._backend(x)}
+
+    def _backend(self, x: Tensor) -> str:
+        size = self.ranks.size * x.numel() * self.weight.shape[0]
+        return select("cross_entropy", x.device.type, F.product_dtype(x), self.backend, size=size)
 
     def _labels_of_all(
         self, asked: LossOptions, target: Tensor, mask: Tensor | None
     ) -> tuple[LossOptions, Tensor, Tensor | None]:
         """Targets, second targets and mask of all ranks' rows, in one message."""
-        columns = [a.reshape(-1) for a in (target, asked.target_b, mask) if a is not None]
-        found = list(gathered(torch.stack([column.long() for column in columns], 1), self.group).t().contiguous())
+        columns = [a.reshape(-1).long() for a in (target, asked.target_b, mask) if a is not None]
+        found = list(gathered(torch.stack(columns, 1), self.ranks).t().contiguous())
         everywhere = found.pop().bool() if mask is not None else None
         if asked.target_b is not None:
             asked = asked._replace(target_b=found.pop())
         return asked, found[0], everywhere
 
-    def _generator(self) -> torch.Generator:
-        """Of this step's sample in this shard."""
-        seed = (self.seed * 1_000_003 + self._steps) * self.shards.ranks + self.rank
-        return torch.Generator(self.weight.device).manual_seed(seed)
-
-    def _losses(
-        self, own: Tensor, rows: Tensor, weight: Tensor, scale: Tensor | None, widths: list[int], loss: Loss
-    ) -> Tensor:
+    def _losses(self, own: Tensor, rows: Tensor, loss: Loss, dtype: torch.dtype) -> Tensor:
         """Losses ``[P * b]`` of all ranks' features ``rows``, of which ``own [b, D]`` are this rank's."""
-        family = {**self._family, "class_scale": scale}
-        dtype = F.product_dtype(own)
-        backend = select("cross_entropy", own.device.type, dtype, self.backend, size=rows.numel() * weight.shape[0])
-        if backend == "reference" or F.wants_grad(*loss[:7]):
-            logits = F.grouped_logits(AllRows.apply(own, self.group), weight, **family)
-            losses = own_losses(OwnRows.apply(logits, widths, self.group), loss, self.rank)
-            found: Tensor = AllLosses.apply(losses, self.rank, self.group)
+        backend = self._backend(own)
+        logits_stored = backend == "reference" or F.wants_grad(*loss[:7])
+        (weight, scale), widths = self._parameters_here(), self.shards.sizes
+        if self.training and self.sample_rate < 1:
+            draw = Draw(self.sample_rate, self.seed, self.num_updates, all_vectors=logits_stored)
+            drawn = sample(loss, self.shards, self.ranks.rank, draw)
+            weight, widths, loss = weight[drawn.own], drawn.sizes, drawn.loss
+            scale = None if scale is None else scale[drawn.own]
+        if logits_stored:
+            everyone = AllRows.apply(own, self.ranks)
+            columns = F.grouped_logits(everyone, weight, **{**self._family, "class_scale": scale})
+            losses = own_losses(OwnRows.apply(columns, widths, self.ranks), loss, self.ranks.rank)
+            found: Tensor = AllLosses.apply(losses, self.ranks)
             return found
-        named = {name: family[name] for name in ("num_heads", "tau", "gamma", "normalizer", "exponent")}
-        classifier = checks.logits(own, weight, **named, class_scale=scale)
-        loss = loss._replace(
-            class_weight=core.float_vector(loss.class_weight),
-            logit_bias=core.float_vector(loss.logit_bias),
-            margin=core.float_vector(loss.margin),
-        )
-        found = ShardedLosses.apply(own, weight, scale, rows, classifier, loss, self.group, dtype, backend)
+        classifier = self._classifier(own, weight, scale)
+        found = ShardedLosses.apply(own, weight, scale, rows, classifier, loss, self.ranks, dtype, backend)
         return found
 
     @torch.no_grad()
     def predict(self, x: Tensor, topk: int = 5, *, alpha: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As ``FusedTDEHead.predict``: every rank looks for the largest among its own classes, then they are merged."""
-        checks.at_most(topk, self.num_classes, "topk")
-        strength = self.tde_alpha if alpha is None else alpha
+        """As ``FusedTDEHead.predict``, of this rank's features; logits are not sent but where there is a background."""
+
+        def check() -> dict[str, Any]:
+            checks.at_most(topk, self.num_classes, "topk")
+            return {"topk": topk, "alpha": self._checked(x, alpha)}
+
+        self._agree("predict", x, check)
         if self.background_index is not None:
-            was_training = self.training
-            logits = self.eval()(x, alpha=strength)
-            self.train(was_training)
-            return reference.lowest_topk(logits, topk)
-        rows = gathered(x.reshape(-1, self.in_features), self.group)
-        most = [min(topk, size) for size in self.shards.sizes]
-        values, classes = F.topk(
-            rows, self.weight, most[self.rank], direction=self.head_direction, alpha=strength, **self._family
+            return reference.lowest_topk(self._evaluated(x, alpha), topk)
+        strength = self.tde_alpha if alpha is None else alpha
+        most = min(topk, self.weight.shape[0])
+        direction = self.head_direction
+        values, places = F.topk(
+            self._all_rows(x), self.weight, most, direction=direction, alpha=strength, **self._family
         )
-        classes = classes + self.shards.of(self.rank).start
-        values, classes = (own_rows(found, most, self.group) for found in (values, classes))
-        best, places = reference.lowest_topk(values, topk)  # shards are in order, so ties go to the lowest class
+        classes = places + self.shards.of(self.ranks.rank).start
+        values, classes = inference.merged_topk(values, classes, topk, self.shards, self.ranks)
         shape = (*x.shape[:-1], topk)
-        return best.reshape(shape), classes.gather(1, places).reshape(shape)
+        return values.reshape(shape), classes.reshape(shape)
 
     @torch.no_grad()
     def alpha_sweep(self, x: Tensor, alphas: Tensor | Sequence[float]) -> Tensor:
-        """As ``FusedTDEHead.alpha_sweep``, by one product and one message for all alphas."""
+        """As ``FusedTDEHead.alpha_sweep``, of this rank's features, by one product and one message for all alphas."""
         steps = checks.alphas(alphas, x.device)
+
+        def check() -> dict[str, Any]:
+            return {"number of alphas": len(steps), "alpha": self._checked(x, None)}
+
+        self._agree("alpha_sweep", x, check)
+        shape = (len(steps), *x.shape[:-1])
         if self.background_index is not None:
-            was_training = self.training
-            found = torch.stack([self.eval()(x, alpha=alpha).argmax(-1) for alpha in steps])
-            self.train(was_training)
-            return found
-        rows = gathered(x.reshape(-1, self.in_features), self.group)
-        begin = self.shards.of(self.rank).start
-        family = {name: value for name, value in self._family.items() if name != "backend"}
-        total, along_x, along_w = reference.effects(
-            rows, self.weight, self.head_direction, checks.logits(rows, self.weight, **family)
-        )
-        correction = along_x @ along_w.t()
-        largest = [(total - alpha * correction).max(1) for alpha in steps]
-        widths = [len(steps)] * self.shards.ranks
-        values, classes = (
-            own_rows(torch.stack(columns, 1), widths, self.group).unflatten(1, (self.shards.ranks, -1))
-            for columns in ([found.values for found in largest], [found.indices + begin for found in largest])
-        )
-        lowest = classes.masked_fill(values < values.amax(1, keepdim=True), self.num_classes).amin(1)
-        return lowest.t().reshape(len(steps), *x.shape[:-1])
+            found = [self._evaluated(x, alpha).argmax(-1) for alpha in steps]
+            return torch.stack(found) if found else torch.empty(shape, dtype=torch.int64, device=x.device)
+        classifier = self._classifier(x, self.weight, self.class_scale)
+        rows = self._all_rows(x)
+        values, places = inference.winners(rows, self.weight, self.head_direction, classifier, steps)
+        classes = places + self.shards.of(self.ranks.rank).start
+        return inference.merged_winners(values, classes, self.ranks).reshape(shape)
+
+    def _of_all_ranks(self, predictions: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        everywhere = gathered(torch.cat([predictions, y[None]]).t(), self.ranks)
+        if self.data_ranks.size > 1:
+            everywhere = gathered(everywhere, self.data_ranks)
+        *found, labels = everywhere.t()
+        return torch.stack(found), labels
 
     def alpha_curve(self, *_: Any, **__: Any) -> metrics.Curve:
         """Not of a class-parallel head.
@@ -266,7 +310,7 @@ class ClassParallelTDEHead(FusedTDEHead):
         Raises:
             ValueError: always.
         """
-        raise ValueError("a class-parallel head has no exact curve; sweep alphas instead")
+        raise ValueError("a class-parallel head has no exact curve; choose among alphas instead")
 
     @classmethod
     def from_weight(cls, weight: Tensor, **kwargs: Any) -> ClassParallelTDEHead:
@@ -275,37 +319,44 @@ class ClassParallelTDEHead(FusedTDEHead):
         if weight.dim() != 2:
             raise ValueError(f"weight must have shape [C, D], got {tuple(weight.shape)}")
         head = cls(weight.shape[1], weight.shape[0], **{"device": weight.device, "dtype": weight.dtype, **kwargs})
-        own = head.shards.of(head.rank)
+        own = head.shards.of(head.ranks.rank)
         with torch.no_grad():
             head.weight.copy_(weight[own.start : own.stop])
         return head
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Weights as a ``DTensor`` of all classes, so that a distributed checkpoint fits any number of ranks."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, parameter in self._parameters.items():
-            if parameter is not None and self.shards.ranks > 1:
-                destination[prefix + name] = self._as_whole(destination[prefix + name])
+            if parameter is not None:
+                destination[prefix + name] = state.as_whole(destination[prefix + name], self.shards, self.ranks)
 
-    def _as_whole(self, local: Tensor) -> DTensor:
-        group = self.group or dist.group.WORLD
-        assert group is not None
-        mesh = DeviceMesh.from_group(group, local.device.type)
-        shape = torch.Size([self.num_classes, *local.shape[1:]])
-        stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Takes this rank's classes out of weights of all classes, whole or as a ``DTensor``."""
-        own, taken = self.shards.of(self.rank), dict(state_dict)
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        taken = dict(state_dict)
         for name, parameter in self._parameters.items():
-            whole = taken.get(prefix + name)
-            if parameter is None or whole is None:
+            if parameter is None or prefix + name not in taken:
                 continue
-            if isinstance(whole, DTensor):
-                local = whole.to_local()
-                whole = local if local.shape == parameter.shape else whole.full_tensor()
-            if whole.shape[:1] == (self.num_classes,):
-                whole = whole[own.start : own.stop]
-            taken[prefix + name] = whole
-        super()._load_from_state_dict(taken, prefix, *rest)
+            whole = torch.Size([self.num_classes, *parameter.shape[1:]])
+            try:
+                taken[prefix + name] = state.own_part(taken[prefix + name], whole, self.shards, self.ranks)
+            except ValueError as error:
+                errors.append(f"{prefix}{name} {error}")
+                taken[prefix + name] = parameter.detach()  # nothing is copied
+        super()._load_from_state_dict(taken, prefix, local_metadata, strict, missing, unexpected, errors)
+
+
+def _groups(group: dist.ProcessGroup | DeviceMesh | None) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+    """Of classes and of data."""
+    if not isinstance(group, DeviceMesh):
+        return group, None
+    if group.ndim > 2:
+        raise ValueError(f"group must be a mesh of classes, or of data and classes, got {group.ndim} dimensions")
+    return group.get_group(group.ndim - 1), group.get_group(0) if group.ndim == 2 else None

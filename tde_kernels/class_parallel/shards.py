@@ -14,10 +14,14 @@ class Shards(NamedTuple):
     classes: int
     ranks: int
 
+    @property
+    def each(self) -> int:
+        """Classes of every rank but the last."""
+        return -(-self.classes // self.ranks)
+
     def of(self, rank: int) -> range:
-        """The classes of a rank; none where there are fewer classes than ranks."""
-        each = -(-self.classes // self.ranks)
-        return range(min(rank * each, self.classes), min((rank + 1) * each, self.classes))
+        """The classes of a rank; none where there are too few for all ranks."""
+        return range(min(rank * self.each, self.classes), min((rank + 1) * self.each, self.classes))
 
     @property
     def sizes(self) -> list[int]:

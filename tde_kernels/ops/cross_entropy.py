@@ -8,6 +8,7 @@ them; else the backward computes them, for what comes upstream, from what the fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from tde_kernels.backends import core, implementation
 from tde_kernels.backends.grouped import NOTHING, Grouped, Intake, Loss, Wants
 from tde_kernels.backends.loss_passes import SUMS
 from tde_kernels.normalizers import Classifier
-from tde_kernels.ops.library import define, define_grouped
+from tde_kernels.ops.library import define, define_grouped, launch
 
 _VECTORS = Loss._fields[:7]  # of the loss; what follows are numbers
 
@@ -58,37 +59,19 @@ def _fake_backward(
     return _fake_gradients(p, Wants(wants_x, wants_w, wants_class_scale))
 
 
-def _loss(
-    target: Tensor,
-    share: Tensor,
-    target_b: Tensor | None,
-    share_b: Tensor | None,
-    class_weight: Tensor | None,
-    logit_bias: Tensor | None,
-    margin: Tensor | None,
-    *numbers: Any,
-) -> Loss:
-    vectors = map(core.float_vector, (class_weight, logit_bias, margin))
-    return Loss(target, share, target_b, share_b, *vectors, *numbers)  # type: ignore[arg-type]
-
-
 def _values(
     *tensors: Any,
-    label_smoothing: float,
-    ignore_index: int,
-    focal_exponent: float,
-    first: int,
-    classes: int,
     momentum: float,
     take_sum: bool,
     wants_x: bool,
     wants_w: bool,
     wants_class_scale: bool,
     dtype: torch.dtype,
+    **numbers: Any,
 ) -> tuple[Loss, Intake, Wants, torch.dtype]:
     mask, ema, num_updates = tensors[len(_VECTORS) :]
     return (
-        _loss(*tensors[: len(_VECTORS)], label_smoothing, ignore_index, focal_exponent, first, classes),
+        core.float_vectors(Loss(*tensors[: len(_VECTORS)], **numbers)),
         Intake(mask, ema, num_updates, momentum, take_sum),
         Wants(wants_x, wants_w, wants_class_scale),
         dtype,
@@ -96,20 +79,22 @@ def _values(
 
 
 def _backward_values(
-    *tensors: Any,
-    label_smoothing: float,
-    ignore_index: int,
-    focal_exponent: float,
-    first: int,
-    classes: int,
-    wants_x: bool,
-    wants_w: bool,
-    wants_class_scale: bool,
-    dtype: torch.dtype,
+    *tensors: Any, wants_x: bool, wants_w: bool, wants_class_scale: bool, dtype: torch.dtype, **numbers: Any
 ) -> tuple[Loss, Tensor, Wants, torch.dtype]:
     *vectors, sums = tensors
-    loss = _loss(*vectors, label_smoothing, ignore_index, focal_exponent, first, classes)
-    return loss, sums, Wants(wants_x, wants_w, wants_class_scale), dtype
+    return core.float_vectors(Loss(*vectors, **numbers)), sums, Wants(wants_x, wants_w, wants_class_scale), dtype
+
+
+def _sums_values(*vectors: Any, dtype: torch.dtype, **numbers: Any) -> tuple[Loss, torch.dtype]:
+    return core.float_vectors(Loss(*vectors, **numbers)), dtype
+
+
+def _fake_sums(p: Grouped, *_: Tensor | None, **__: Any) -> Tensor:
+    return p.x.new_empty((p.x.shape[0], SUMS), dtype=torch.float32)
+
+
+def _fake_losses(sums: Tensor, *_: Tensor | None, **__: Any) -> Tensor:
+    return sums.new_empty(sums.shape[0])
 
 
 _LOSS = (
@@ -136,19 +121,17 @@ _run_backward = define_grouped(
     fake=_fake_backward,
     values=_backward_values,
 )
-
-
 _run_sums = define_grouped(
     "cross_entropy_sums",
     _LOSS,
     f"{_NUMBERS}, ScalarType dtype",
     "Tensor",
-    fake=lambda p, *_, **__: p.x.new_empty((p.x.shape[0], SUMS), dtype=torch.float32),
-    values=lambda *vectors, dtype, **numbers: (_loss(*vectors, *numbers.values()), dtype),
+    fake=_fake_sums,
+    values=_sums_values,
 )
 _run_losses = define(
     f"cross_entropy_losses(Tensor sums{_LOSS}, *{_NUMBERS}, str backend) -> Tensor",
-    fake=lambda sums, *_, **__: sums.new_empty(sums.shape[0]),
+    fake=_fake_losses,
 )
 
 
@@ -168,7 +151,8 @@ def _options(loss: Loss, wants: Wants, dtype: torch.dtype, backend: str) -> dict
     }
 
 
-def _refuse_second_derivative() -> None:
+def refuse_second_derivative() -> None:
+    """Raises where a backward pass is to be differentiated."""
     if torch.is_grad_enabled():  # create_graph=True
         raise RuntimeError("the fused loss has no second derivative; ask for backend='reference'")
 
@@ -193,7 +177,7 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
+        refuse_second_derivative()
         dx, dw, dclass_scale = (
             (gradient * grad).to(gradient.dtype) if wanted else None
             for gradient, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
@@ -214,7 +198,7 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
+        refuse_second_derivative()
         *tensors, sums = ctx.saved_tensors  # asked for once: checkpointing recomputes at each asking
         p, loss = Grouped(*tensors[:5], *ctx.family), Loss(*tensors[5:], *ctx.numbers)
         loss = loss._replace(share=loss.share * grad, share_b=None if loss.share_b is None else loss.share_b * grad)
@@ -272,23 +256,41 @@ def cross_entropy(
 
 
 def cross_entropy_sums(p: Grouped, loss: Loss, *, dtype: torch.dtype, backend: str) -> Tensor:
-    """What the classes of ``p.w`` add to each row's softmax, ``[B, SUMS]`` float32; see ``merged_sums``."""
+    """What the classes of ``p.w``, a shard that ``loss`` says the place of, know of each row's softmax.
+
+    Returns:
+        ``[B, SUMS]`` float32, the numbers of ``SoftmaxSums`` in ``csrc/include/tde/cross_entropy.h``.
+    """
     sums: Tensor = _run_sums(p, *loss[: len(_VECTORS)], **_numbers(loss), dtype=dtype, backend=backend)
     return sums
 
 
 def cross_entropy_losses(sums: Tensor, loss: Loss, *, backend: str) -> Tensor:
-    """Losses ``[B]`` of sums over all classes."""
+    """Losses ``[B]`` from the sums ``[B, SUMS]`` of all classes."""
     losses: Tensor = _run_losses(sums, *loss[: len(_VECTORS)], **_numbers(loss), backend=backend)
     return losses
 
 
 def cross_entropy_gradients(
-    p: Grouped, loss: Loss, sums: Tensor, wants: Wants, *, dtype: torch.dtype, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the losses' sum from sums over all classes: features by the classes of ``p.w`` alone, weights, class
-    scale; those that are not wanted are empty.
+    p: Grouped,
+    loss: Loss,
+    sums: Tensor,
+    wants: Wants,
+    *,
+    dtype: torch.dtype,
+    backend: str,
+    ready: Callable[[Tensor], None],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the losses' sum from the sums of all classes.
+
+    Args:
+        ready: is called with the features' gradient by the classes of ``p.w`` alone, if it is wanted, in the dtype of
+            ``p.x``: before the weights' is complete, so that a message may be on its way meanwhile.
+
+    Returns:
+        The gradients of weights and class scale, empty where they are not wanted.
     """
-    options = _options(loss, wants, dtype, backend)
-    dx, dw, dclass_scale = _run_backward(p, *loss[: len(_VECTORS)], sums, **options)
-    return dx, dw, dclass_scale
+    _, dw, dclass_scale = launch(
+        "cross_entropy_backward", backend, p, core.float_vectors(loss), sums, wants, dtype, ready
+    )
+    return dw, dclass_scale
