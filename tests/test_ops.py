@@ -74,7 +74,8 @@ def test_loss_ops(normalizer: str, workspace: int, fused: Fused, monkeypatch: py
     target = torch.randint(w.shape[0], (x.shape[0],), device=device)
     ones, mask = torch.ones(x.shape[0], device=device), torch.rand(x.shape[0], device=device) > 0.3
     ema, count = torch.zeros(x.shape[1], device=device), torch.tensor(0, device=device)
-    options = {"label_smoothing": 0.1, "ignore_index": -100, "focal_exponent": 0.0, "dtype": torch.float32}
+    numbers = {"label_smoothing": 0.1, "ignore_index": -100, "focal_exponent": 0.0, "first": 0, "classes": 0}
+    options = {**numbers, "dtype": torch.float32}
     for vectors, intake, take_sum, wanted in (
         ((None,) * 5, (None, None, None), False, (True, True, scale is not None)),
         ((target, ones, *torch.rand(3, w.shape[0], device=device)), (mask, ema, count), True, (True, False, False)),
@@ -88,6 +89,14 @@ def test_loss_ops(normalizer: str, workspace: int, fused: Fused, monkeypatch: py
         nothing = dict.fromkeys(wants, False)
         sums = torch.ops.tde.cross_entropy(*operands, *intake, **{**forward, **nothing})[4]
         torch.library.opcheck(torch.ops.tde.cross_entropy_backward.default, (*operands, sums), both, test_utils=UTILS)
+    shard = {**numbers, "first": 2, "classes": w.shape[0] + 3}
+    vectors = (target, ones, *torch.rand(3, w.shape[0] + 3, dtype=torch.float64, device=device))
+    operands, loss = (x, w, scale, None, None), (target, ones, *vectors)
+    both = {**keywords, **shard, "dtype": torch.float32}
+    torch.library.opcheck(torch.ops.tde.cross_entropy_sums.default, (*operands, *loss), both, test_utils=UTILS)
+    sums = torch.ops.tde.cross_entropy_sums(*operands, *loss, **both)
+    last = (sums, *loss), {**shard, "backend": backend}
+    torch.library.opcheck(torch.ops.tde.cross_entropy_losses.default, *last, test_utils=UTILS)
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)

@@ -21,6 +21,7 @@ LEVELS = [
     ["ops"],
     ["functional"],
     ["heads", "_info"],
+    ["class_parallel"],
     ["__init__", "__main__"],
 ]
 
@@ -51,9 +52,15 @@ def test_one_version() -> None:
 
 
 def test_public_names() -> None:
-    assert {"FusedTDEHead", "replace_head", "use_backend", "info", "functional", "reference"} <= set(
-        tde_kernels.__all__
-    )
+    assert {
+        "ClassParallelTDEHead",
+        "FusedTDEHead",
+        "replace_head",
+        "use_backend",
+        "info",
+        "functional",
+        "reference",
+    } <= set(tde_kernels.__all__)
     assert all(hasattr(tde_kernels, name) for name in tde_kernels.__all__)
     both = {
         "grouped_logits",

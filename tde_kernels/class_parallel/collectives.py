@@ -94,9 +94,10 @@ def agree(described: dict[str, Any], ranks: Ranks, digest_on: torch.device | Non
         if other.get("error") is not None:
             raise ValueError(f"rank {rank} of the group: {other['error']}")
     for key in dict.fromkeys(key for other in found for key in other):
-        values = [other.get(key) for other in found]
-        if any(value != values[0] for value in values):
-            raise ValueError(f"all ranks of the group must have the same {key}, got {values} in the order of the ranks")
+        values = [repr(other.get(key)) for other in found]
+        if len(set(values)) > 1:
+            got = ", ".join(values)
+            raise ValueError(f"all ranks of the group must have the same {key}, got {got} in the order of the ranks")
 
 
 def first_of(value: int, ranks: Ranks) -> int:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
 
 from tde_kernels import checks, distributed, metrics, reference
 from tde_kernels import functional as F
 from tde_kernels.backends import select
 from tde_kernels.backends.grouped import Loss
-from tde_kernels.class_parallel import collectives, inference, state
-from tde_kernels.class_parallel.collectives import AllRows, Averaged, OwnRows, Ranks, gathered
+from tde_kernels.class_parallel import inference
+from tde_kernels.class_parallel.collectives import AllRows, OwnRows, gathered
 from tde_kernels.class_parallel.loss import AllLosses, OwnLosses, ShardedLosses, own_losses
+from tde_kernels.class_parallel.module import ShardedHead
 from tde_kernels.class_parallel.sampling import Draw, sample
-from tde_kernels.class_parallel.shards import Shards
 from tde_kernels.functional import LossOptions
-from tde_kernels.heads import FusedTDEHead
-from tde_kernels.normalizers import Classifier
 
 
-class ClassParallelTDEHead(FusedTDEHead):
+class ClassParallelTDEHead(ShardedHead):
     """:class:`tde_kernels.FusedTDEHead` for more classes than one device holds: every rank holds some of them.
 
     Each rank brings features of its own, as many as the others, and all call the same methods in the same order.
@@ -53,76 +49,6 @@ class ClassParallelTDEHead(FusedTDEHead):
             initialised; on every rank. So do methods whose arguments are wrong on one rank alone, or do not go
             together, on the CPU; elsewhere with ``TDE_DEBUG=1`` in the environment, for looking waits for the device.
     """
-
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        group: dist.ProcessGroup | DeviceMesh | None = None,
-        sample_rate: float = 1.0,
-        seed: int = 0,
-        background_index: int | None = None,
-        **head: Any,
-    ) -> None:
-        classes, data = _groups(group)
-        # Before the module is: its weights are those of a rank
-        self.ranks, self.data_ranks = Ranks.of(classes), Ranks() if data is None else Ranks.of(data)
-        given = {"sample_rate": sample_rate, "seed": seed, "background_index": background_index, **head}
-        given |= {"in_features": in_features, "num_classes": num_classes, "device": None}
-        given |= {"dtype": str(head.get("dtype") or torch.get_default_dtype())}
-        collectives.agree(given, self.ranks)
-        checks.positive_int(num_classes, "num_classes")
-        checks.finite(sample_rate, "sample_rate")
-        if not 0 < sample_rate <= 1:
-            raise ValueError(f"sample_rate must be above 0 and at most 1, got {sample_rate}")
-        self.shards = Shards(num_classes, self.ranks.size)
-        if min(self.shards.sizes) == 0:
-            held = [len(self.shards.of(rank)) for rank in range(self.ranks.size)]
-            raise ValueError(f"num_classes must give every rank a class, got {num_classes}, of which ranks get {held}")
-        super().__init__(in_features, len(self.shards.of(self.ranks.rank)), **head)
-        if background_index is not None:
-            background_index = checks.class_index(background_index, num_classes, "background_index")
-        self.background_index, self.num_classes = background_index, num_classes
-        self.sample_rate, self.seed = sample_rate, seed
-
-    def _generator(self) -> torch.Generator | None:
-        """Shards differ where all ranks are seeded alike; heads that hold the same classes do not."""
-        if self.weight.is_meta:
-            return None
-        seed = collectives.first_of(int(torch.randint(1 << 62, ())), self.data_ranks)
-        return torch.Generator(self.weight.device).manual_seed(seed + self.ranks.rank)
-
-    def extra_repr(self) -> str:
-        own = self.shards.of(self.ranks.rank)
-        where = f"classes {own.start} to {own.stop - 1} on rank {self.ranks.rank} of {self.ranks.size}"
-        return f"{super().extra_repr()}, {where}"
-
-    def _agree(self, call: str, x: Tensor, check: Callable[[], dict[str, Any]] = dict) -> None:
-        """Checks a call's arguments, and that they go together with those of the other ranks; see the class."""
-        fault: Exception | None = None
-        described: dict[str, Any] = {"method": call, "mode": self.training}
-        try:
-            checks.features(x, self.in_features)
-            described |= {"number of features": x.numel() // self.in_features, "dtype of x": str(x.dtype), **check()}
-        except (TypeError, ValueError) as error:
-            fault, described["error"] = error, str(error)
-        if checks.readable(self.weight):
-            collectives.agree(described, self.ranks, digest_on=self.weight.device)
-        if fault is not None:
-            raise fault
-
-    def _classifier(self, x: Tensor, w: Tensor, scale: Tensor | None) -> Classifier:
-        return checks.logits(x, w, self.num_heads, self.tau, self.gamma, self.normalizer, self.exponent, scale)
-
-    def _parameters_here(self) -> tuple[Tensor, Tensor | None]:
-        """Weights and class scales of this rank's classes; heads that hold the same average their gradients."""
-        weight: Tensor = self.weight
-        scale: Tensor | None = self.class_scale
-        if self.data_ranks.size > 1:
-            weight = Averaged.apply(weight, self.data_ranks)
-            scale = None if scale is None else Averaged.apply(scale, self.data_ranks)
-        return weight, scale
 
     def _take_in(self, rows: Tensor, mask: Tensor | None) -> None:
         """The moving average takes in features ``[P * b, D]`` of all ranks, which each of them sums alike."""
@@ -178,11 +104,11 @@ class ClassParallelTDEHead(FusedTDEHead):
         total, direct = (self._own_logits(columns, x) for columns in (total, direct))  # not rounded: differences follow
         return reference.exempt_logits(total, direct, self.background_index).to(F.product_dtype(x))
 
-    def _checked(self, x: Tensor, alpha: float | Tensor | None) -> float | None:
+    def _checked(self, x: Tensor, alpha: float | Tensor | None) -> float | str | None:
         """alpha as far as ranks can be asked to agree on it."""
         self._classifier(x, self.weight, self.class_scale)
         checks.alpha(self.tde_alpha if alpha is None else alpha)
-        return None if isinstance(alpha, Tensor) else alpha
+        return "a tensor" if isinstance(alpha, Tensor) else alpha
 
     def loss(self, x: Tensor, target: Tensor, *, mask: Tensor | None = None, **options: Any) -> Tensor:
         """Cross entropy of Eq. 7 over all classes and all ranks' features; see the class for its gradients.
@@ -218,7 +144,7 @@ class ClassParallelTDEHead(FusedTDEHead):
         checks.cross_entropy(x, self.num_classes, target, **asked._asdict())
         checks.row_mask(mask, x)
         self._classifier(x, self.weight, self.class_scale)
-        alike = {name: value for name, value in asked._asdict().items() if not isinstance(value, Tensor)}
+        alike = {name: "a tensor" if isinstance(a, Tensor) else a for name, a in asked._asdict().items()}
         return alike | {"use of a mask": mask is not None, "backend": self._backend(x)}
 
     def _backend(self, x: Tensor) -> str:
@@ -323,40 +249,3 @@ class ClassParallelTDEHead(FusedTDEHead):
         with torch.no_grad():
             head.weight.copy_(weight[own.start : own.stop])
         return head
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, parameter in self._parameters.items():
-            if parameter is not None:
-                destination[prefix + name] = state.as_whole(destination[prefix + name], self.shards, self.ranks)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing: list[str],
-        unexpected: list[str],
-        errors: list[str],
-    ) -> None:
-        taken = dict(state_dict)
-        for name, parameter in self._parameters.items():
-            if parameter is None or prefix + name not in taken:
-                continue
-            whole = torch.Size([self.num_classes, *parameter.shape[1:]])
-            try:
-                taken[prefix + name] = state.own_part(taken[prefix + name], whole, self.shards, self.ranks)
-            except ValueError as error:
-                errors.append(f"{prefix}{name} {error}")
-                taken[prefix + name] = parameter.detach()  # nothing is copied
-        super()._load_from_state_dict(taken, prefix, local_metadata, strict, missing, unexpected, errors)
-
-
-def _groups(group: dist.ProcessGroup | DeviceMesh | None) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
-    """Of classes and of data."""
-    if not isinstance(group, DeviceMesh):
-        return group, None
-    if group.ndim > 2:
-        raise ValueError(f"group must be a mesh of classes, or of data and classes, got {group.ndim} dimensions")
-    return group.get_group(group.ndim - 1), group.get_group(0) if group.ndim == 2 else None
