@@ -156,7 +156,7 @@ class Averaged(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.ranks.group)
-        return total / ctx.ranks.size, None
+        return total.div_(ctx.ranks.size), None
 
 
 def own_rows(columns: Tensor, widths: list[int], ranks: Ranks) -> Tensor:

@@ -70,7 +70,7 @@ def test_figures_by_hand() -> None:
     assert sent["gather labels"] == 63 * 1024 * 8
     assert sent["gather sums"] == 63 * 65536 * 6 * 4
     assert sent["reduce-scatter features' gradient"] == 63 * 1024 * 512 * 4
-    assert sum(flops(LARGE, stage) for stage in STAGES.values()) == 5 * 2 * 65536 * (100_000_000 // 64) * 512
+    assert sum(flops(LARGE, stage) for stage in STAGES.values()) == 4 * 2 * 65536 * (100_000_000 // 64) * 512
 
 
 def test_one_rank_sends_nothing() -> None:
@@ -99,8 +99,8 @@ def test_the_slowest_resource_is_the_limit(slow: dict[str, float], limit: str) -
 
 
 def test_a_faster_wire_is_no_slower_where_it_is_hidden() -> None:
-    slow, fast = (plan_step(LARGE, Machine(bandwidth=b)).seconds for b in (50e9, 500e9))
-    hidden = "weights' gradient beside the reduce-scatter"
+    slow, fast = (plan_step(LARGE, Machine(bandwidth=b)).seconds for b in (1e13, 1e14))
+    hidden = "last weights' gradient beside the reduce-scatter"
     assert slow[hidden] == fast[hidden] and slow["gather sums"] == pytest.approx(10 * fast["gather sums"])
 
 

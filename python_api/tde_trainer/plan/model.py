@@ -28,8 +28,9 @@ class Stage(NamedTuple):
     weights: int
 
 
-# Logits are written and read; for a gradient they are multiplied anew, and their gradient takes their place.
-STAGES = {"sums": Stage(1, 2, 1), "features' gradient": Stage(2, 4, 1), "weights' gradient": Stage(2, 4, 2)}
+# Logits are written and read; for gradients they are multiplied anew, and their gradient takes their place.
+STAGES = {"sums": Stage(1, 2, 1), "gradients": Stage(3, 5, 2)}
+LAST = Stage(1, 1, 1)  # of the gradients, the weights' of the last classes, while the features' is summed
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Machine:
 def memory(p: Problem, machine: Machine) -> dict[str, int]:
     """Bytes that the rank holds when it holds the most.
 
-    That is while the weights' gradient is computed, or after it, when the gradient of sampled weights finds its place
+    That is while the gradients are computed, or after it, when the gradient of sampled weights finds its place
     among all or is averaged over groups; or, of very many ranks, when their sums become one. The optimizer is one that
     needs no memory but its states, such as torch's with ``fused=True``; the network before the head is not counted.
     """
@@ -131,7 +132,9 @@ def memory(p: Problem, machine: Machine) -> dict[str, int]:
         "features' gradient": (p.rows + p.own_rows) * p.dim * FLOAT,
         "workspace": workspace(p, machine),
     }
-    moments = [{"sums of all ranks": p.shards.ranks * p.rows * (SUMS + 5) * FLOAT}]  # and what they are made one with
+    moments: list[dict[str, int]] = [
+        {"sums of all ranks": p.shards.ranks * p.rows * (SUMS + 5) * FLOAT}
+    ]  # and what they are made one with
     if p.sample_rate < 1:
         moments += [{"sampled weights, their gradient": 2 * looked_at, **product}]
         moments += [{"weights' gradient": held, "sampled weights' gradient": looked_at}]
@@ -155,11 +158,18 @@ def workspace(p: Problem, machine: Machine) -> int:
     features = p.rows * (p.dim * p.element + p.heads * FLOAT)
     logits, scaled = p.rows * p.element, p.dim * p.element
     copied = machine.backend == "gloo" and p.dtype == "float32"
-    if p.looked_at * logits <= machine.workspace:
+    at_once = classes_at_once(p, machine)
+    if at_once == p.looked_at:
         return features + p.looked_at * ((2 if copied else 1) * logits + scaled)
-    at_once = min(p.looked_at, max(1, machine.workspace // 2 // (logits + scaled)))
     gradient = p.dim * (FLOAT if machine.backend == "nccl" else p.element)  # CPUs' libraries round to the dtype
     return features + at_once * (2 * logits + scaled + (2 if copied else 1) * gradient)
+
+
+def classes_at_once(p: Problem, machine: Machine) -> int:
+    """How many classes' logits are there together."""
+    if p.looked_at * p.rows * p.element <= machine.workspace:
+        return p.looked_at
+    return min(p.looked_at, max(1, machine.workspace // 2 // ((p.rows + p.dim) * p.element)))
 
 
 def wire(p: Problem, machine: Machine) -> dict[str, int]:
@@ -184,14 +194,14 @@ def wire(p: Problem, machine: Machine) -> dict[str, int]:
     return parts
 
 
-def flops(p: Problem, stage: Stage) -> int:
-    """Floating-point operations of a stage's matrix products."""
-    return stage.products * 2 * p.rows * p.looked_at * p.dim
+def flops(p: Problem, stage: Stage, classes: int | None = None) -> int:
+    """Floating-point operations of a stage's matrix products, of ``classes`` or all that are looked at."""
+    return stage.products * 2 * p.rows * (classes or p.looked_at) * p.dim
 
 
-def traffic(p: Problem, stage: Stage) -> int:
+def traffic(p: Problem, stage: Stage, classes: int | None = None) -> int:
     """Bytes between processor and memory in a stage, where neither weights nor a workspace of logits fit the cache."""
-    return p.looked_at * (stage.logits * p.rows + stage.weights * p.dim) * p.element
+    return (classes or p.looked_at) * (stage.logits * p.rows + stage.weights * p.dim) * p.element
 
 
 def update_traffic(p: Problem) -> int:

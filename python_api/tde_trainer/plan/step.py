@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tde_trainer.plan.model import STAGES, Machine, Problem, flops, memory, traffic, update_traffic, wire
+from tde_trainer.plan.model import (
+    LAST,
+    STAGES,
+    Machine,
+    Problem,
+    Stage,
+    classes_at_once,
+    flops,
+    memory,
+    traffic,
+    update_traffic,
+    wire,
+)
 
 
 @dataclass(frozen=True)
@@ -33,24 +45,26 @@ class Plan:
 def plan_step(p: Problem, machine: Machine) -> Plan:
     """The model of a step: a stage takes what its products take, or its memory, whichever is longer.
 
-    Collectives and stages follow one another, but the features' gradient is summed while the weights' is computed.
+    Collectives and stages follow one another, but the features' gradient is summed while that of the last classes'
+    weights is computed.
     """
+
+    def takes(stage: Stage, classes: int | None = None) -> float:
+        return max(flops(p, stage, classes) / machine.flops, traffic(p, stage, classes) / machine.memory_bandwidth)
+
     held, sent = memory(p, machine), wire(p, machine)
     work = sum(flops(p, stage) for stage in STAGES.values())
     moved = sum(traffic(p, stage) for stage in STAGES.values()) + update_traffic(p)
-    stages = {
-        name: max(flops(p, stage) / machine.flops, traffic(p, stage) / machine.memory_bandwidth)
-        for name, stage in STAGES.items()
-    }
+    last = takes(LAST, classes_at_once(p, machine))
     on_wire = {name: value / machine.bandwidth for name, value in sent.items()}
     summed = on_wire.pop("reduce-scatter features' gradient")
     afterwards = sum(on_wire.pop(name) for name in list(on_wire) if name.startswith("all-reduce"))
     seconds = {
         "gather features and labels": on_wire["gather features"] + on_wire["gather labels"],
-        "sums": stages["sums"],
+        "sums": takes(STAGES["sums"]),
         "gather sums": on_wire["gather sums"],
-        "features' gradient": stages["features' gradient"],
-        "weights' gradient beside the reduce-scatter": max(stages["weights' gradient"], summed),
+        "gradients": max(0.0, takes(STAGES["gradients"]) - last),
+        "last weights' gradient beside the reduce-scatter": max(last, summed),
         "optimizer": update_traffic(p) / machine.memory_bandwidth,
     }
     if afterwards:
