@@ -120,17 +120,16 @@ def no_sync(model: nn.Module) -> Iterator[None]:
 
 
 def like_forward(method: Method) -> Method:
-    """A method of a module with a ``weight``: where ``fully_shard`` has taken it, it is gathered as for a forward."""
+    """A method of an ``FSDPModule`` that reads weights, which are gathered for it as for a forward."""
 
     @functools.wraps(method)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(self.weight, DTensor):
-            from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+        if not isinstance(self.weight, DTensor):  # gathered already
+            return method(self, *args, **kwargs)
+        from torch.distributed.fsdp import register_fsdp_forward_method
 
-            if isinstance(self, FSDPModule):
-                # From now on the module's method of this name. Not for torch.compile to trace
-                torch.compiler.disable(register_fsdp_forward_method)(self, method.__name__)
-                return getattr(self, method.__name__)(*args, **kwargs)
-        return method(self, *args, **kwargs)
+        # From now on the module's method of this name. Not for torch.compile to trace
+        torch.compiler.disable(register_fsdp_forward_method)(self, method.__name__)
+        return getattr(self, method.__name__)(*args, **kwargs)
 
     return cast(Method, run)

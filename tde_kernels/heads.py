@@ -106,6 +106,13 @@ class FusedTDEHead(nn.Module):
         self.register_buffer("tde_alpha", torch.full((), float(alpha), device=device, dtype=torch.float32))
         self.reset_parameters()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """``fully_shard`` gives a module it takes a class of its own; methods that read weights then gather them."""
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "set_requires_gradient_sync"):  # is an FSDPModule, whose import would take long
+            for name in ("loss", "predict", "alpha_sweep", "alpha_curve"):
+                setattr(cls, name, distributed.like_forward(getattr(cls, name)))
+
     def reset_parameters(self) -> None:
         """Weights from ``U(-1/sqrt(D), 1/sqrt(D))``, class scales 1, alpha as constructed, and no moving average."""
         self.pending_sum.forget()
@@ -141,13 +148,15 @@ class FusedTDEHead(nn.Module):
     @property
     def ema(self) -> Tensor:
         """``[D]`` float32 buffer, un-normalised. Whoever reads it waits for the features of a batch on their way."""
-        self._settle()
+        if self.pending_sum.under_way:
+            self._settle()
         return cast(Tensor, super().__getattr__("ema"))
 
     @property
     def num_updates(self) -> Tensor:
         """int64 buffer, the number of batches that the average has taken in."""
-        self._settle()
+        if self.pending_sum.under_way:
+            self._settle()
         return cast(Tensor, super().__getattr__("num_updates"))
 
     def _settle(self) -> None:
@@ -195,15 +204,6 @@ class FusedTDEHead(nn.Module):
         return F.head_direction(self.ema, num_heads=self.num_heads, backend=self.backend)
 
     @property
-    def _average(self) -> dict[str, Any]:
-        return {
-            "ema": self.ema,
-            "num_updates": self.num_updates,
-            "momentum": self.momentum,
-            "pending": self.pending_sum,
-        }
-
-    @property
     def _family(self) -> dict[str, Any]:
         return {
             "num_heads": self.num_heads,
@@ -237,7 +237,16 @@ class FusedTDEHead(nn.Module):
         """Eq. 7, and the moving average."""
         if not self._takes_in():
             return F.grouped_logits(x, self.weight, **self._family)
-        logits = F.grouped_logits_with_ema_(x, self.weight, **self._average, mask=mask, **self._family)
+        logits = F.grouped_logits_with_ema_(
+            x,
+            self.weight,
+            self.ema,
+            self.num_updates,
+            momentum=self.momentum,
+            mask=mask,
+            pending=self.pending_sum,
+            **self._family,
+        )
         return self._settle_after_backward(logits)
 
     def _exempt(self, x: Tensor, alpha: float | Tensor) -> Tensor:
@@ -253,7 +262,6 @@ class FusedTDEHead(nn.Module):
             **self._family,
         )
 
-    @distributed.like_forward
     def loss(self, x: Tensor, target: Tensor, *, mask: Tensor | None = None, **options: Any) -> Tensor:
         """Cross entropy of Eq. 7; in training the moving average takes ``x`` in as ``head(x)`` does.
 
@@ -270,11 +278,19 @@ class FusedTDEHead(nn.Module):
         if not self._takes_in():
             return F.grouped_cross_entropy(x, self.weight, target, **options, **self._family)
         loss = F.grouped_cross_entropy_with_ema_(
-            x, self.weight, target, **self._average, mask=mask, **options, **self._family
+            x,
+            self.weight,
+            target,
+            self.ema,
+            self.num_updates,
+            momentum=self.momentum,
+            mask=mask,
+            pending=self.pending_sum,
+            **options,
+            **self._family,
         )
         return self._settle_after_backward(loss)
 
-    @distributed.like_forward
     @torch.no_grad()
     def predict(self, x: Tensor, topk: int = 5, *, alpha: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The ``topk`` largest scores of evaluation and their classes, both ``[..., topk]``, in descending order."""
@@ -308,7 +324,6 @@ class FusedTDEHead(nn.Module):
         """In place, that of each."""
         distributed.reduce_sum(total)
 
-    @distributed.like_forward
     @torch.no_grad()
     def alpha_sweep(self, x: Tensor, alphas: Tensor | Sequence[float]) -> Tensor:
         """The predicted class int64 ``[A, ...]`` of evaluation, for every alpha, of features ``x [..., D]``."""
@@ -317,7 +332,6 @@ class FusedTDEHead(nn.Module):
         steps = checks.alphas(alphas, x.device)
         return torch.stack([self._exempt(x, alpha).argmax(-1) for alpha in steps])
 
-    @distributed.like_forward
     @torch.no_grad()
     def alpha_curve(
         self,
