@@ -142,7 +142,8 @@ def memory(p: Problem, machine: Machine) -> dict[str, int]:
         moments += [{"weights' gradient": held, **product}]
     if p.data_parallel > 1:
         moments += [{"weights' gradient, its average": 2 * held}]
-    return {**always, **max(moments, key=_in_all)}
+    most: dict[str, int] = max(moments, key=_in_all)
+    return {**always, **most}
 
 
 def _in_all(parts: dict[str, int]) -> int:
