@@ -330,6 +330,20 @@ def shapes_autocast_and_recomputation() -> None:
         assert part.num_updates == 1
 
 
+@check
+def beside_a_compiled_network() -> None:
+    p, y = mild("deconfound", torch.float32), torch.arange(ranks() * ROWS) % C
+    results = []
+    for compiles in (False, True):
+        model = Model(network(), heads(p)[1])
+        run = torch.compile(model, backend="aot_eager") if compiles else model
+        loss = run(own_rows(p.x), own_rows(y))
+        loss.backward()
+        results.append([loss.detach(), *(a.grad for a in model.parameters())])
+        assert model.head.num_updates == 1
+    torch.testing.assert_close(*results)
+
+
 class Model(nn.Module):
     """A network and its head, which is no part of what is data parallel."""
 
@@ -743,8 +757,13 @@ def mesh() -> None:
         trained(DistributedDataParallel(got), part, own_rows(p.x), own_rows(y))
         assert_trained_alike(part, whole, got, want)
     assert part.ranks.size == 2 and part.data_ranks.size == ranks() // 2
+    whole.fit_direction(p.x)
     part.fit_direction(own_rows(p.x))
     torch.testing.assert_close(part.ema, p.x.mean(0))
+    alphas = [0.0, 0.5, 1.0, 2.0, 3.0, 5.0]
+    assert part.choose_alpha(own_rows(p.x), own_rows(y), alphas) == whole.choose_alpha(p.x, y, alphas)
+    refused(lambda: ClassParallelTDEHead(D, C + (rank() == 3), group=grid), "the same num_classes")
+    refused(lambda: ClassParallelTDEHead(D, C, tau=1.0 + (rank() > 1), group=grid), "the same tau")
     fresh = ClassParallelTDEHead(D, C, group=grid)
     found: list[Any] = [None] * ranks()
     dist.all_gather_object(found, fresh.weight.detach())

@@ -100,6 +100,18 @@ def agree(described: dict[str, Any], ranks: Ranks, digest_on: torch.device | Non
             raise ValueError(f"all ranks of the group must have the same {key}, got {got} in the order of the ranks")
 
 
+def agree_over(described: dict[str, Any], *groups: Ranks) -> None:
+    """:func:`agree` over each dimension of a mesh, such that what is wrong anywhere is raised everywhere."""
+    error: str | None = None
+    for ranks in groups:
+        try:
+            agree({**described, "error": error}, ranks)
+        except ValueError as found:
+            error = str(found)
+    if error is not None:
+        raise ValueError(error)
+
+
 def first_of(value: int, ranks: Ranks) -> int:
     """The first rank's ``value``."""
     if ranks.size == 1:

@@ -13,7 +13,7 @@ from tde_kernels import functional as F
 from tde_kernels.backends import select
 from tde_kernels.backends.grouped import Loss
 from tde_kernels.class_parallel import inference
-from tde_kernels.class_parallel.collectives import AllRows, OwnRows, gathered
+from tde_kernels.class_parallel.collectives import AllRows, OwnRows, agree_over, gathered
 from tde_kernels.class_parallel.loss import AllLosses, OwnLosses, ShardedLosses, own_losses
 from tde_kernels.class_parallel.module import ShardedHead
 from tde_kernels.class_parallel.sampling import Draw, sample
@@ -29,10 +29,10 @@ class ClassParallelTDEHead(ShardedHead):
     data-parallel network before the head, which takes the mean of its ranks' gradients, gets those of that loss.
 
     ``weight [c, D]``, and ``class_scale [c]``, hold the rank's own classes, and their gradients are complete: keep the
-    head out of ``DistributedDataParallel`` and ``fully_shard``. A norm over all parameters, as for clipping, is to be
-    summed over the ranks for these. ``state_dict`` has them as a ``DTensor`` of all classes, and takes such a one of
-    any number of ranks, or plain tensors of all classes, as those of ``FusedTDEHead`` are. What an optimizer keeps of
-    them is each rank's own.
+    head out of ``DistributedDataParallel`` and ``fully_shard``; ``torch.compile`` leaves it as it is. A norm over all
+    parameters, as for clipping, is to be summed over the ranks for these. ``state_dict`` has them as a ``DTensor`` of
+    all classes, and takes such a one of any number of ranks, or plain tensors of all classes, as those of
+    ``FusedTDEHead`` are. What an optimizer keeps of them is each rank's own.
 
     Args:
         in_features, num_classes, and all others: as of ``FusedTDEHead``; C is the number of all classes. Alike on all
@@ -72,6 +72,7 @@ class ClassParallelTDEHead(ShardedHead):
         logits: Tensor = OwnRows.apply(columns, self.shards.sizes, self.ranks)
         return logits.reshape(*x.shape[:-1], self.num_classes)
 
+    @torch.compiler.disable
     def forward(self, x: Tensor, *, alpha: float | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """As ``FusedTDEHead``: all logits ``[..., C]`` of this rank's features. They are sent; a loss's are not."""
         if not self.training:
@@ -110,6 +111,7 @@ class ClassParallelTDEHead(ShardedHead):
         checks.alpha(self.tde_alpha if alpha is None else alpha)
         return "a tensor" if isinstance(alpha, Tensor) else alpha
 
+    @torch.compiler.disable
     def loss(self, x: Tensor, target: Tensor, *, mask: Tensor | None = None, **options: Any) -> Tensor:
         """Cross entropy of Eq. 7 over all classes and all ranks' features; see the class for its gradients.
 
@@ -224,9 +226,8 @@ class ClassParallelTDEHead(ShardedHead):
         return inference.merged_winners(values, classes, self.ranks).reshape(shape)
 
     def _of_all_ranks(self, predictions: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        everywhere = gathered(torch.cat([predictions, y[None]]).t(), self.ranks)
-        if self.data_ranks.size > 1:
-            everywhere = gathered(everywhere, self.data_ranks)
+        agree_over({"number of labels": len(y)}, self.ranks, self.data_ranks)
+        everywhere = gathered(gathered(torch.cat([predictions, y[None]]).t(), self.ranks), self.data_ranks)
         *found, labels = everywhere.t()
         return torch.stack(found), labels
 

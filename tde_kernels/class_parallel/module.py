@@ -43,7 +43,7 @@ class ShardedHead(FusedTDEHead):
         given = {"sample_rate": sample_rate, "seed": seed, "background_index": background_index, **head}
         given |= {"in_features": in_features, "num_classes": num_classes, "device": None}
         given |= {"dtype": str(head.get("dtype") or torch.get_default_dtype())}
-        collectives.agree(given, self.ranks)
+        collectives.agree_over(given, self.ranks, self.data_ranks)
         checks.positive_int(num_classes, "num_classes")
         checks.finite(sample_rate, "sample_rate")
         if not 0 < sample_rate <= 1:
