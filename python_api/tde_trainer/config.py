@@ -20,6 +20,7 @@ from tde_trainer.errors import UserError, unknown
 from tde_trainer.methods import METHODS, SecondStage
 from tde_trainer.models import builder
 from tde_trainer.samplers import SAMPLERS
+from tde_trainer.scaling.schema import ScalingConfig, check_scaling
 from tde_trainer.schema import Config, RunConfig
 
 # What the user may write for a key of ours: one method, and a word that Python keeps for itself.
@@ -90,14 +91,15 @@ def classifiers(config: RunConfig, what: str) -> Config:
         UserError: it is of others.
     """
     if not isinstance(config, Config):
-        raise UserError(f"{what} trains detectors; this is for classifiers")
+        trained = "detectors" if isinstance(config, DetectionConfig) else "heads alone"
+        raise UserError(f"{what} trains {trained}; this is for classifiers")
     return config
 
 
 def config_from(values: Any) -> RunConfig:
     """A checked config from a mapping, such as a recipe or the config that a run wrote down.
 
-    Its ``task`` says of what: classification, the default, or detection.
+    Its ``task`` says of what: classification, the default, detection or scaling.
     """
     given = cast(DictConfig, OmegaConf.create(values))
     task = str(given.pop("task", "classification"))
@@ -198,6 +200,7 @@ def _check_classifiers(config: Config) -> None:
 _TASKS: dict[str, tuple[type[RunConfig], Callable[[Any], None]]] = {
     "classification": (Config, _check_classifiers),
     "detection": (DetectionConfig, check_detectors),
+    "scaling": (ScalingConfig, check_scaling),
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tde_trainer import plots
 from tde_trainer.detection import figures as of_detectors
-from tde_trainer.kinds import CLASSIFICATION, DETECTION
+from tde_trainer.kinds import CLASSIFICATION, DETECTION, SCALING
 from tde_trainer.results import Result
 
 Groups = dict[str, list[Result]]  # trainings of each row
@@ -29,4 +29,5 @@ def _of_classifiers(groups: Groups) -> Drawn:
 FIGURES = {
     CLASSIFICATION.task: Figures(plots.CAPTIONS, _of_classifiers),
     DETECTION.task: Figures(of_detectors.CAPTIONS, of_detectors.draw_all),
+    SCALING.task: Figures({}, lambda groups: ({}, [])),
 }

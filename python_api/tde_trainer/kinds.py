@@ -52,7 +52,20 @@ DETECTION = Kind(
     tail_in_words="AP_r",
     alpha="is the one in each training's results.json, which says how it was chosen",
 )
-KINDS = {kind.task: kind for kind in (CLASSIFICATION, DETECTION)}
+SCALING = Kind(
+    task="scaling",
+    measures=("many", "medium", "few", "top1"),
+    headline="top1",
+    tail="few",
+    modes={"without_tde": ""},
+    tables=(),
+    title="Test accuracy",
+    note="It is that of all test samples (top1), and of those whose class has more than 100 training samples, 20 to "
+    "100, or fewer. Throughput and memory are in each training's results.json.",
+    tail_in_words="few-shot",
+    alpha="is not used",
+)
+KINDS = {kind.task: kind for kind in (CLASSIFICATION, DETECTION, SCALING)}
 
 
 def kind_of(described: Mapping[str, Any]) -> Kind:

@@ -1,4 +1,4 @@
-"""What a run trains: classifiers or detectors."""
+"""What a run trains: classifiers, detectors, or heads over many classes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.task import DetectionTask
 from tde_trainer.epochs import Cell
 from tde_trainer.results import Result
+from tde_trainer.scaling.schema import ScalingConfig
+from tde_trainer.scaling.task import ScalingTask
 from tde_trainer.schema import Config, RunConfig
 
 
@@ -78,5 +80,7 @@ def task_of(config: RunConfig) -> Task:
     """The task that a config describes."""
     if isinstance(config, DetectionConfig):
         return DetectionTask(config)
+    if isinstance(config, ScalingConfig):
+        return ScalingTask(config)
     assert isinstance(config, Config)
     return ClassificationTask(config)
