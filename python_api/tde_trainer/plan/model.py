@@ -132,9 +132,10 @@ def memory(p: Problem, machine: Machine) -> dict[str, int]:
         "features' gradient": (p.rows + p.own_rows) * p.dim * FLOAT,
         "workspace": workspace(p, machine),
     }
-    moments: list[dict[str, int]] = [
-        {"sums of all ranks": p.shards.ranks * p.rows * (SUMS + 5) * FLOAT}
-    ]  # and what they are made one with
+    if p.element < FLOAT:
+        product["features in float32"] = p.rows * p.dim * FLOAT
+    # With what they are made one with
+    moments: list[dict[str, int]] = [{"sums of all ranks": p.shards.ranks * p.rows * (SUMS + 5) * FLOAT}]
     if p.sample_rate < 1:
         moments += [{"sampled weights, their gradient": 2 * looked_at, **product}]
         moments += [{"weights' gradient": held, "sampled weights' gradient": looked_at}]
