@@ -15,7 +15,8 @@ from tde_trainer.files import dumps, write_atomic
 from tde_trainer.kinds import kind_of
 from tde_trainer.results import Result
 from tde_trainer.schema import HeadConfig
-from tde_trainer.tasks import Task, task_of
+from tde_trainer.task import Task
+from tde_trainer.tasks import task_of
 
 
 def parse_alpha(text: str | None) -> float | None:
@@ -91,7 +92,7 @@ def sweep_run(path: Path, maximum: float | None, steps: int | None) -> tuple[Pat
     return file, summary
 
 
-def _task(cells: list[Result]) -> Task:
+def _task(cells: list[Result]) -> Task[Any]:
     return task_of(config_from(cells[0].values["config"]))
 
 

@@ -24,6 +24,8 @@ from tde_trainer.ranks import process, together
 from tde_trainer.schema import ScheduleConfig
 
 METRICS = "metrics.jsonl"
+Started = Callable[[int], None]  # told the number of epochs already done
+EpochDone = Callable[[dict[str, Any]], None]  # told each new line of metrics.jsonl, once that epoch is safe on disk
 SEED_STRIDE = 1_000_003  # more than any number of epochs times ranks: no two seeds share random numbers
 
 
@@ -108,7 +110,7 @@ def train_epochs(
     progress: Progress,
     rows: list[dict[str, Any]],
     accelerator: Accelerator,
-    epoch_done: Callable[[dict[str, Any]], None],
+    epoch_done: EpochDone,
 ) -> Progress:
     """Train from where it stands, a checkpoint after every epoch; ``rows`` gets a line for each."""
     began = time.perf_counter() - progress.seconds

@@ -26,7 +26,8 @@ from tde_trainer.ranks import together
 from tde_trainer.report import how_made, write_report
 from tde_trainer.schema import RunConfig
 from tde_trainer.table import counts_in_words
-from tde_trainer.tasks import Task, task_of
+from tde_trainer.task import Task
+from tde_trainer.tasks import task_of
 
 RECORDED = ("torch", "torchvision", "accelerate", "torchmetrics", "numpy", "scikit-learn")
 
@@ -91,7 +92,7 @@ def train_run(config: RunConfig, command: Sequence[str], console: Console) -> Pa
     return run / "report.html"
 
 
-def _train(cell: Cell, config: RunConfig, task: Task, accelerator: Accelerator, reporter: Reporter) -> None:
+def _train(cell: Cell, config: RunConfig, task: Task[Any], accelerator: Accelerator, reporter: Reporter) -> None:
     measured = task.train(cell, accelerator, lambda done: reporter.start_cell(cell.name, done), reporter.epoch_done)
     accelerator.free_memory()
     described = {"method": cell.method, "seed": cell.seed, "config": asdict(config), "versions": versions()}

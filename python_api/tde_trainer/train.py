@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,17 @@ from torch.utils.data import RandomSampler
 
 from tde_trainer.data import DATASETS, LongTailedData
 from tde_trainer.device import describe
-from tde_trainer.epochs import SEED_STRIDE, Cell, learning_rate, mean_loss, seed_epoch, taken_up, train_epochs
+from tde_trainer.epochs import (
+    SEED_STRIDE,
+    Cell,
+    EpochDone,
+    Started,
+    learning_rate,
+    mean_loss,
+    seed_epoch,
+    taken_up,
+    train_epochs,
+)
 from tde_trainer.evaluate import evaluate, extract
 from tde_trainer.methods import Stage
 from tde_trainer.network import Network, build_network
@@ -97,8 +106,8 @@ def train_cell(
     cell: Cell,
     config: Config,
     accelerator: Accelerator,
-    started: Callable[[int], None],
-    epoch_done: Callable[[dict[str, Any]], None],
+    started: Started,
+    epoch_done: EpochDone,
 ) -> dict[str, Any]:
     """Train, or go on training, and evaluate.
 

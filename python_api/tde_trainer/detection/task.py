@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -15,28 +14,21 @@ from tde_trainer.detection.restore import evaluate_cell, reader_of, sweep_cell
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import DetectionData, load_set, prepare_set
 from tde_trainer.detection.train import train_detector
-from tde_trainer.epochs import Cell
+from tde_trainer.epochs import Cell, EpochDone, Started
 from tde_trainer.errors import UserError
 from tde_trainer.results import Result
+from tde_trainer.task import Task
 
 
-class DetectionTask:
-    """See `tasks.Task`."""
-
-    def __init__(self, config: DetectionConfig) -> None:
-        self.config = config
-
-    @property
-    def data_name(self) -> str:
-        """See `tasks.Task`."""
-        return self.config.data.name
+class DetectionTask(Task[DetectionConfig]):
+    """See `Task`."""
 
     def fetch(self) -> None:
-        """See `tasks.Task`."""
+        """See `Task`."""
         prepare_set(self.config.data)
 
     def check(self, accelerator: Accelerator) -> Tensor:
-        """See `tasks.Task`."""
+        """See `Task`."""
         data = load_set(self.config.data)
         if not any(data.train.by_image.values()):
             raise UserError(f"{data.train.path} marks no object: there is nothing to learn from")
@@ -46,18 +38,8 @@ class DetectionTask:
             build_detector(self.config, method, data.class_counts, len(data.train.images))
         return data.class_counts
 
-    def epochs(self, method: str) -> int:
-        """See `tasks.Task`."""
-        return self.config.train.epochs
-
-    def train(
-        self,
-        cell: Cell,
-        accelerator: Accelerator,
-        started: Callable[[int], None],
-        epoch_done: Callable[[dict[str, Any]], None],
-    ) -> dict[str, Any]:
-        """See `tasks.Task`."""
+    def train(self, cell: Cell, accelerator: Accelerator, started: Started, epoch_done: EpochDone) -> dict[str, Any]:
+        """See `Task`."""
         return train_detector(cell, self.config, accelerator, started, epoch_done)
 
     @cached_property
@@ -65,20 +47,20 @@ class DetectionTask:
         return load_set(self.config.data)
 
     def evaluate(self, cell: Result, alpha: float | None) -> dict[str, Any]:
-        """See `tasks.Task`."""
+        """See `Task`."""
         return evaluate_cell(reader_of(cell, self.config, self._data), alpha)
 
     @property
     def alphas(self) -> list[float]:
-        """See `tasks.Task`."""
+        """See `Task`."""
         return sorted({0.0, *self.config.head.alphas})
 
     def sweep(self, cell: Result, alphas: list[float]) -> dict[str, dict[str, list[float]]]:
-        """See `tasks.Task`."""
+        """See `Task`."""
         return sweep_cell(reader_of(cell, self.config, self._data), alphas)
 
     def in_words(self, measured: dict[str, Any]) -> str:
-        """See `tasks.Task`."""
+        """See `Task`."""
         shown = measured["accuracy"]["with_tde"] or measured["accuracy"]["without_tde"]
         rare = "" if math.isnan(shown["AP_r"]) else f", AP_r {100 * shown['AP_r']:.1f}"
         return f"AP {100 * shown['AP']:.1f}{rare}"

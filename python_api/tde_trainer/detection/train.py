@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +27,17 @@ from tde_trainer.detection.reading import evaluate_detector
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import DetectionData, load_set
 from tde_trainer.device import describe
-from tde_trainer.epochs import SEED_STRIDE, Cell, learning_rate, mean_loss, seed_epoch, taken_up, train_epochs
+from tde_trainer.epochs import (
+    SEED_STRIDE,
+    Cell,
+    EpochDone,
+    Started,
+    learning_rate,
+    mean_loss,
+    seed_epoch,
+    taken_up,
+    train_epochs,
+)
 from tde_trainer.ranks import together
 from tde_trainer.shares import RankBatches
 
@@ -85,10 +94,10 @@ def train_detector(
     cell: Cell,
     config: DetectionConfig,
     accelerator: Accelerator,
-    started: Callable[[int], None],
-    epoch_done: Callable[[dict[str, Any]], None],
+    started: Started,
+    epoch_done: EpochDone,
 ) -> dict[str, Any]:
-    """Train, or go on training, and evaluate; see `tasks.Task.train`."""
+    """Train, or go on training, and evaluate; see `task.Task.train`."""
     set_seed(cell.seed * SEED_STRIDE)
     with together():
         data = load_set(config.data)

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
-from tde_trainer.epochs import Cell
+from tde_trainer.epochs import Cell, EpochDone, Started
 from tde_trainer.errors import UserError
 from tde_trainer.results import Result
 from tde_trainer.scaling.schema import ScalingConfig
 from tde_trainer.scaling.train import class_counts, train_scaling
+from tde_trainer.task import Task
 
 
-class ScalingTask:
-    """See `tasks.Task`."""
-
-    def __init__(self, config: ScalingConfig) -> None:
-        self.config = config
-
-    @property
-    def data_name(self) -> str:
-        """See `tasks.Task`."""
-        return self.config.data.name
-
-    def fetch(self) -> None:
-        """There is nothing to fetch."""
+class ScalingTask(Task[ScalingConfig]):
+    """See `Task`."""
 
     def check(self, accelerator: Accelerator) -> Tensor:
-        """See `tasks.Task`."""
+        """See `Task`."""
         ranks, data = accelerator.num_processes, self.config.data
         if data.test_samples % ranks:
             raise UserError(
@@ -38,18 +27,8 @@ class ScalingTask:
             )
         return class_counts(self.config, self.config.seeds[0])
 
-    def epochs(self, method: str) -> int:
-        """See `tasks.Task`."""
-        return self.config.train.epochs
-
-    def train(
-        self,
-        cell: Cell,
-        accelerator: Accelerator,
-        started: Callable[[int], None],
-        epoch_done: Callable[[dict[str, Any]], None],
-    ) -> dict[str, Any]:
-        """See `tasks.Task`."""
+    def train(self, cell: Cell, accelerator: Accelerator, started: Started, epoch_done: EpochDone) -> dict[str, Any]:
+        """See `Task`."""
         return train_scaling(cell, self.config, accelerator, started, epoch_done)
 
     def evaluate(self, cell: Result, alpha: float | None) -> dict[str, Any]:
@@ -70,7 +49,7 @@ class ScalingTask:
         raise UserError(f"{cell.directory}: a training over many classes keeps no checkpoint")
 
     def in_words(self, measured: dict[str, Any]) -> str:
-        """See `tasks.Task`."""
+        """See `Task`."""
         losses, first = measured["losses"], measured["ranks"][0]  # the first process holds the most classes
         held, taken = (
             value / 1e6 for value in (first["weights"] + first["gradients"], first["peak"] - first["before"])

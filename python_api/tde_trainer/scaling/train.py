@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch.optim import SGD
 from tde_kernels import ClassParallelTDEHead
 from tde_trainer.data.longtail import shot_masks
 from tde_trainer.device import describe
-from tde_trainer.epochs import METRICS, SEED_STRIDE, Cell, learning_rate
+from tde_trainer.epochs import METRICS, SEED_STRIDE, Cell, EpochDone, Started, learning_rate
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.ranks import together
@@ -40,10 +39,10 @@ def train_scaling(
     cell: Cell,
     config: ScalingConfig,
     accelerator: Accelerator,
-    started: Callable[[int], None],
-    epoch_done: Callable[[dict[str, Any]], None],
+    started: Started,
+    epoch_done: EpochDone,
 ) -> dict[str, Any]:
-    """Train from the beginning, and evaluate; see `tasks.Task.train`. There are no checkpoints on the way."""
+    """Train from the beginning, and evaluate; see `task.Task.train`. There are no checkpoints on the way."""
     set_seed(cell.seed * SEED_STRIDE)
     started(0)
     began, settings = time.perf_counter(), config.train
