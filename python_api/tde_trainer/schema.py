@@ -43,13 +43,19 @@ class ModelConfig:
 
 
 @dataclass
-class HeadConfig:
-    """The classifier of Eq. 7 and 8. A method may override what defines it, as `linear` does tau."""
+class ClassifierConfig:
+    """The classifier of Eq. 7."""
 
     num_heads: int = bounded(2, 1)
     tau: float = bounded(16.0, 0)
     gamma: float = bounded(1 / 32, 0)
     momentum: float = bounded(0.9, 0, 1)
+
+
+@dataclass
+class HeadConfig(ClassifierConfig):
+    """The classifier of Eq. 7 and 8. A method may override what defines it, as `linear` does tau."""
+
     alpha: float | None = field(default=None, metadata={"low": 0, "high": 1e6})  # None: chosen on validation data
     alpha_max: float = bounded(3.0, 0, 1e6)  # the sweep covers 0 .. alpha_max
     alpha_steps: int = bounded(31, 2)

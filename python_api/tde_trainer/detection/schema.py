@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tde_trainer.schema import RunConfig, ScheduleConfig, bounded
+from tde_trainer.schema import ClassifierConfig, RunConfig, ScheduleConfig, bounded
 
 
 @dataclass
@@ -36,13 +36,9 @@ class DetectorConfig:
 
 
 @dataclass
-class DetectionHeadConfig:
+class DetectionHeadConfig(ClassifierConfig):
     """The classifier of every stage, Eq. 7 to 9."""
 
-    num_heads: int = bounded(2, 1)
-    tau: float = bounded(16.0, 0)
-    gamma: float = bounded(1 / 32, 0)
-    momentum: float = bounded(0.9, 0, 1)
     alpha: float | None = field(default=1.5, metadata={"low": 0, "high": 1e6})  # None: chosen on validation data
     alphas: list[float] = field(default_factory=lambda: [0.5, 1.0, 1.5, 2.0])  # to choose from
 

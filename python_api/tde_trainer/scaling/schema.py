@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tde_trainer.errors import UserError, unknown
-from tde_trainer.schema import RunConfig, ScheduleConfig, bounded
+from tde_trainer.schema import ClassifierConfig, RunConfig, ScheduleConfig, bounded
 
 
 @dataclass
@@ -31,13 +31,9 @@ class ScalingModelConfig:
 
 
 @dataclass
-class ScalingHeadConfig:
+class ScalingHeadConfig(ClassifierConfig):
     """The classifier of Eq. 7, its classes shared out over all processes."""
 
-    num_heads: int = bounded(2, 1)
-    tau: float = bounded(16.0, 0)
-    gamma: float = bounded(1 / 32, 0)
-    momentum: float = bounded(0.9, 0, 1)
     sample_rate: float = bounded(0.1, 1e-9, 1)  # of the method `sampled`
 
 
