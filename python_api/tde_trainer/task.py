@@ -26,8 +26,8 @@ class Task(ABC, Generic[Recipe]):
     def __init__(self, config: Recipe, data_name: str) -> None:
         self.config, self.data_name = config, data_name
 
-    def fetch(self) -> None:  # noqa: B027: most have nothing to fetch
-        """Bring the data here, where the recipe asks for it."""
+    def fetch(self) -> None:  # noqa: B027
+        """Bring the data here, where the recipe asks for it; most have nothing to fetch."""
 
     @abstractmethod
     def check(self, accelerator: Accelerator) -> Tensor:
