@@ -26,7 +26,7 @@ class Task(ABC, Generic[Recipe]):
     def __init__(self, config: Recipe, data_name: str) -> None:
         self.config, self.data_name = config, data_name
 
-    def fetch(self) -> None:  # noqa: B027
+    def fetch(self) -> None:
         """Bring the data here, where the recipe asks for it; most have nothing to fetch."""
 
     @abstractmethod
