@@ -6,7 +6,7 @@ IN_PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-quick gpu-check clean
+.PHONY: help install demo test docs docs-serve lint format bench bench-quick gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,14 @@ test: install ## Run all tests
 	$(BIN)/python -m pytest tests -q $(IN_PARALLEL)
 	$(BIN)/python -m pytest bench --benchmark-disable --shapes cifar100 -q $(IN_PARALLEL)
 	$(BIN)/python tests/emulated.py -q $(IN_PARALLEL)
+
+# The site's builder has a successor, and says so at length
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs: install ## Build the documentation into build/site; a broken link fails
+	$(BIN)/mkdocs build --clean
+
+docs-serve: install ## Show the documentation at localhost:8000, built anew when a page changes
+	$(BIN)/mkdocs serve
 
 lint: install ## Check formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -41,7 +41,8 @@ class FusedTDEHead(nn.Module):
         background_index: the class that is background, negative counted from the end; None where there is none.
         exponent: p of tau_norm.
         backend: reference, cpu, cuda or triton; None chooses. See :func:`tde_kernels.info`.
-        device, dtype: of the weights. The moving average is float32 whatever the module is cast to.
+        device: of the weights and the moving average.
+        dtype: of the weights. The moving average is float32 whatever the module is cast to.
 
     Shapes:
         features ``[..., in_features]`` to logits ``[..., num_classes]``.

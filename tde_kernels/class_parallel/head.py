@@ -34,9 +34,9 @@ class ClassParallelTDEHead(ShardedHead):
     all classes, and takes such a one of any number of ranks, or plain tensors of all classes, as those of
     ``FusedTDEHead`` are. What an optimizer keeps of them is each rank's own.
 
+    The arguments of ``FusedTDEHead``, C being the number of all classes, are alike on all ranks; so are these.
+
     Args:
-        in_features, num_classes, and all others: as of ``FusedTDEHead``; C is the number of all classes. Alike on all
-            ranks.
         group: over whose ranks the classes lie, a process group or a device mesh of one dimension; or of two, data and
             classes. Then the heads along the first hold the same classes and average their gradients, each loss being
             that of its own row of the mesh; their directions are of all features. Default: all processes.
