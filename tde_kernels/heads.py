@@ -436,8 +436,9 @@ class FusedTDEHead(nn.Module):
         """A head from a checkpoint of the paper's published code: classifier weight and moving average.
 
         Args:
-            state: what ``torch.load`` returns: the weight ``[C, D]`` under a key that ends in ``weight``, with any
-                prefix or nesting, the average ``[D]`` under ``embed``.
+            state: what the checkpoint holds: the weight ``[C, D]`` under a key that ends in ``weight``, with any prefix
+                or nesting, the average ``[D]`` under ``embed``; of a detector ``fc_cls`` and ``causal_embed``, of one
+                with several classifiers the part that belongs to one of them.
             kwargs: the constructor's; num_heads, tau, gamma and alpha are not in such a checkpoint.
 
         Raises:

@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# By the last part of a key: of its classifiers, of its detectors
+WEIGHTS = ("weight", "fc_cls")
+AVERAGES = ("embed", "causal_embed")
+
 
 def _leaves(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in state.items():
@@ -39,11 +43,11 @@ def read(state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     tensors = {
         key: torch.as_tensor(value) for key, value in _leaves(state) if isinstance(value, (Tensor, np.ndarray, list))
     }
-    averages = {key: t.reshape(-1) for key, t in tensors.items() if key.split(".")[-1] == "embed"}
+    averages = {key: t.reshape(-1) for key, t in tensors.items() if key.split(".")[-1] in AVERAGES}
     ema = _one(averages, "moving average under 'embed'", list(tensors)).float()
-    weights = {key: t for key, t in tensors.items() if key.split(".")[-1] == "weight" and t.dim() == 2}
+    weights = {key: t for key, t in tensors.items() if key.split(".")[-1] in WEIGHTS and t.dim() == 2}
     if len(weights) > 1:
-        named = {key: t for key, t in weights.items() if "classifier" in key or "fc" in key.split(".")}
+        named = {key: t for key, t in weights.items() if "classifier" in key or {"fc", "fc_cls"} & {*key.split(".")}}
         weights = {key: t for key, t in (named or weights).items() if t.shape[1] == ema.shape[0]}
     weight = _one(weights, "classifier weight [C, D] under a key that ends in 'weight'", list(tensors))
     if weight.shape[1] != ema.shape[0]:

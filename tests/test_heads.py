@@ -464,6 +464,11 @@ PUBLISHED = {
         "classifier": {"weight": WEIGHT},
         "embed": EMBED,
     },
+    "a detector": {
+        "roi_head.bbox_head.0.shared_fcs.1.weight": torch.zeros(D, D),
+        "roi_head.bbox_head.0.fc_cls": WEIGHT,
+        "roi_head.bbox_head.0.causal_embed": EMBED[None],
+    },
     "by width": {"a.weight": torch.zeros(4, 5), "b.weight": WEIGHT, "embed": EMBED, "epoch": 3},
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tde_trainer.errors import UserError
 from tde_trainer.evaluate import Features
 from tde_trainer.feature_file import FeatureFile, load_features, save_features
 from tde_trainer.posthoc.head_file import load_head
+from tde_trainer.posthoc.weights import read_checkpoint
 from tde_trainer.trained import TrainedCell
 from torch import Tensor
 from trainer_tools import Tde
@@ -204,6 +206,18 @@ class TestFitDirection:
         assert result.exit_code == 0, result.output
         head = load_head(dump.with_name("tde_head.safetensors"))
         torch.testing.assert_close(head.ema.double(), torch.from_numpy(average), rtol=1e-6, atol=1e-7)
+        # the classifier that it was trained as, which its file does not say
+        assert (head.normalizer, head.num_heads, head.tau, head.gamma) == ("deconfound", 2, 16.0, 1 / 32)
+
+    def test_a_checkpoint_that_was_written_with_numpy_1(self, tmp_path: Path) -> None:
+        average = np.linspace(-1, 1, D, dtype=np.float32)
+        torch.save({"embed": average}, tmp_path / "new.pth")
+        with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+            for name in new.namelist():
+                content = new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+                assert b"numpy._core" not in content
+                old.writestr(name.replace("new/", "old/"), content)
+        np.testing.assert_array_equal(read_checkpoint(tmp_path / "old.pth")["embed"], average)
 
     def test_a_safetensors_file_and_a_bias(self, dump: Path, tde: Tde, caplog: pytest.LogCaptureFixture) -> None:
         _, weight = made_up()

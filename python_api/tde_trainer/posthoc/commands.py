@@ -49,11 +49,17 @@ def fit_direction(
     ] = None,
     key: Annotated[str | None, typer.Option(help="Name of the classifier's weight in that checkpoint.")] = None,
     normalizer: Annotated[
-        str | None, typer.Option(help="Of the head; default: as trained, else linear.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Of the head; default: as trained, else linear; the paper's with its code's checkpoints.",
+            show_default=False,
+        ),
     ] = None,
-    num_heads: Annotated[int | None, typer.Option(help="K; default: as trained, else 1.")] = None,
-    tau: Annotated[float | None, typer.Option(help="Temperature; default: as trained, else 1.")] = None,
-    gamma: Annotated[float | None, typer.Option(help="Of deconfound; default: as trained, else 0.")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="K; default: as trained, else 1; or the paper's.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Temperature; default: as trained, else 1; or the paper's.")] = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="Of deconfound; default: as trained, else 0; or the paper's.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The head's file; default: tde_head.safetensors beside.")] = None,
 ) -> None:
     """Add TDE to a trained network without training: fit the head direction, choose alpha, write the head.

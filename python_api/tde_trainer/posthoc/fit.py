@@ -26,13 +26,18 @@ class Family:
     tau: float | None = None
     gamma: float | None = None
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """Of the constructor, without what the user left open."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
     def arguments(self, trained: FusedTDEHead | None) -> dict[str, Any]:
         """Of the constructor."""
         if trained is None or self.normalizer not in (None, trained.normalizer):
             default: dict[str, Any] = {"normalizer": "linear", "num_heads": 1, "tau": 1.0, "gamma": 0.0}
         else:
             default = {name: getattr(trained, name) for name in ("normalizer", "num_heads", "tau", "gamma", "exponent")}
-        return {**default, **{name: value for name, value in vars(self).items() if value is not None}}
+        return {**default, **self.given}
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,14 @@ def fit_cell(folder: Path, family: Family) -> Fitted:
 def fit_dump(path: Path, weight: Path, key: str | None, family: Family) -> Fitted:
     """Of a file of features and the checkpoint of the network that they come from.
 
-    A checkpoint of the paper's published code brings its own moving average, which is taken over.
+    A checkpoint of the paper's published code brings its own moving average, which is taken over; what is not given of
+    the family is then the paper's, as it was trained with that.
     """
     features, content = load_features(path), read_checkpoint(weight)
     width = next(iter(features.splits.values())).x.shape[1]
-    arguments = family.arguments(None)
     if is_published(content):
         try:
-            head = FusedTDEHead.load_published(content, **arguments)
+            head = FusedTDEHead.load_published(content, **family.given)
         except ValueError as error:
             raise UserError(f"{weight}: {error}") from error
         if tuple(head.weight.shape) != (len(features.class_counts), width):
@@ -97,7 +102,7 @@ def fit_dump(path: Path, weight: Path, key: str | None, family: Family) -> Fitte
                 f"{[len(features.class_counts), width]}"
             )
         return _with_alpha(weight.stem, head, features, path.with_name(FILE))
-    head = _built(classifier_weight(content, key, width, len(features.class_counts)), arguments)
+    head = _built(classifier_weight(content, key, width, len(features.class_counts)), family.arguments(None))
     return _fitted(weight.stem, head, features, path.with_name(FILE))
 
 

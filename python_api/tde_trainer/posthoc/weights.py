@@ -19,10 +19,12 @@ from tde_trainer.errors import UserError
 log = logging.getLogger(__name__)
 
 # What an array of numpy is rebuilt with: the paper's published code keeps its moving average as one.
+_RECONSTRUCT: Any = np.zeros(0).__reduce__()[0]
 _ARRAYS: list[Any] = [
     np.ndarray,
     np.dtype,
-    np.zeros(0).__reduce__()[0],
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),  # as numpy 1 calls it, of whose day that code is
+    (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
     *{type(np.dtype(kind)) for kind in "fd"},
 ]
 
@@ -57,8 +59,8 @@ def tensors_of(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def is_published(content: Mapping[str, Any]) -> bool:
-    """Whether the paper's published code wrote it: then it has a moving average, ``embed``."""
-    return any(name.split(".")[-1] == "embed" for name, _ in tensors_of(content))
+    """Whether the paper's published code wrote it: then it has a moving average, by either of two names."""
+    return any(name.split(".")[-1] in ("embed", "causal_embed") for name, _ in tensors_of(content))
 
 
 def classifier_weight(content: Mapping[str, Any], key: str | None, width: int, num_classes: int) -> Tensor:
