@@ -6,18 +6,20 @@ them read on every device.
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.distributed.tensor import DTensor
 
 from tde_kernels.normalizers import Classifier, resolve
 
 debug = os.environ.get("TDE_DEBUG") == "1"
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 
 def _shape(t: Tensor) -> str:
@@ -31,11 +33,26 @@ def _name(dtype: torch.dtype) -> str:
 def tensor(value: object, name: str) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name} must be a dense tensor, got a {layout} one")
+
+
+def _mapped() -> bool:
+    """Whether a transform of ``torch.func`` is at work: a tensor may then stand for many."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation follows the computation, operation by operation."""
+    return not torch.compiler.is_compiling() and (_mapped() or forward_ad._current_level >= 0)
 
 
 def readable(t: Tensor) -> bool:
     """Whether to look at the values of ``t``: see the module."""
-    return not torch.compiler.is_compiling() and (t.device.type == "cpu" or (debug and t.device.type != "meta"))
+    if torch.compiler.is_compiling() or _mapped():
+        return False
+    return t.device.type == "cpu" or (debug and t.device.type != "meta")
 
 
 def shaped(t: Tensor, shape: Sequence[int], name: str) -> None:
@@ -58,10 +75,15 @@ def same_device(t: Tensor, like: Tensor, name: str, like_name: str) -> None:
 def finite(value: float, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if (
-        not -math.inf < value < math.inf
-    ):  # not isfinite, which torch.compile cannot trace for a number it holds variable
+    # not isfinite, which torch.compile cannot trace for a number it holds variable
+    if not -sys.float_info.max <= value <= sys.float_info.max:
         raise ValueError(f"{name} must be finite, got {value}")
+
+
+def finite_float32(value: float, name: str) -> None:
+    finite(value, name)
+    if not -_LARGEST_FLOAT32 <= value <= _LARGEST_FLOAT32:
+        raise ValueError(f"{name} must be finite in float32, got {value}")
 
 
 def positive_int(value: int, name: str) -> None:
@@ -69,6 +91,13 @@ def positive_int(value: int, name: str) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def int64(value: int, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must fit into int64, got {value}")
 
 
 def heads(dim: int, num_heads: int, name: str) -> None:
@@ -88,6 +117,12 @@ def features(x: Tensor, dim: int, name: str = "x") -> None:
     floating(x, name)
     if x.dim() == 0 or x.shape[-1] != dim:
         raise ValueError(f"{name} must have shape [..., {dim}], got {_shape(x)}")
+
+
+def channels(a: Tensor, name: str) -> None:
+    floating(a, name)
+    if a.dim() == 0 or a.shape[-1] == 0:
+        raise ValueError(f"{name} must have shape [..., D] with at least one channel, got {_shape(a)}")
 
 
 def class_vector(value: Tensor | None, like: Tensor, num_classes: int, name: str) -> None:
@@ -137,14 +172,28 @@ def logits(
 
 
 def alpha(value: float | Tensor) -> None:
-    """A finite number or a 0-d tensor."""
+    """A number or a 0-d tensor, finite in float32."""
     if not isinstance(value, Tensor):
-        finite(value, "alpha")
-        return
+        finite_float32(value, "alpha")
+    else:
+        scalar(value, "alpha")
+        if readable(value):
+            finite_float32(float(value.detach()), "alpha")
+
+
+def scalar(value: Tensor, name: str) -> None:
+    """A real 0-d tensor."""
+    tensor(value, name)
     if value.dim() != 0:
-        raise ValueError(f"alpha must be a number or a 0-d tensor, got shape {_shape(value)}")
-    if readable(value) and not math.isfinite(value.detach()):
-        raise ValueError(f"alpha must be finite, got {value.item()}")
+        raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {_shape(value)}")
+    if value.is_complex():
+        raise TypeError(f"{name} must be real, got {_name(value.dtype)}")
+
+
+def reachable(value: Tensor, like: Tensor, name: str) -> None:
+    """Values can be moved to the device of ``like`` from any but meta, which has none."""
+    if value.is_meta and not like.is_meta:
+        same_device(value, like, name, "x")
 
 
 def counterfactual(x: Tensor, direction: Tensor, alpha_: float | Tensor) -> None:
@@ -152,14 +201,24 @@ def counterfactual(x: Tensor, direction: Tensor, alpha_: float | Tensor) -> None
     floating(direction, "direction")
     same_device(direction, x, "direction", "x")
     alpha(alpha_)
+    if isinstance(alpha_, Tensor):
+        reachable(alpha_, x, "alpha")
 
 
 def alphas(values: Tensor | Sequence[float], device: torch.device) -> Tensor:
     """One-dimensional, finite alphas as a tensor on ``device``, in float64 so that none is rounded."""
+    if isinstance(values, Tensor):
+        tensor(values, "alphas")
+        if values.is_complex():
+            raise TypeError(f"alphas must be real, got {_name(values.dtype)}")
     try:
         result = torch.as_tensor(values, dtype=torch.float64)
-    except (TypeError, ValueError) as error:
+    except OverflowError as error:
+        raise ValueError(f"alphas must be finite, got {values!r}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"alphas must be a sequence of numbers, got {values!r}") from error
+    if result.is_meta and device.type != "meta":
+        raise ValueError(f"alphas must be on the device of x, {device}, got meta")
     if result.dim() != 1:
         raise ValueError(f"alphas must be a sequence of numbers, got shape {_shape(result)}")
     if readable(result) and not bool(result.isfinite().all()):
@@ -184,13 +243,19 @@ def row_mask(mask: Tensor | None, x: Tensor) -> None:
         same_device(mask, x, "mask", "x")
 
 
+def average(ema_: Tensor, num_heads: int) -> None:
+    """A moving average ``[..., D]`` that ``num_heads`` cut."""
+    channels(ema_, "ema")
+    heads(ema_.shape[-1], num_heads, "ema")
+
+
 def momentum(value: float) -> None:
     finite(value, "momentum")
     if not 0 <= value <= 1:
         raise ValueError(f"momentum must be in [0, 1], got {value}")
 
 
-def ema(ema_: Tensor, x: Tensor, momentum_: float, mask: Tensor | None) -> None:
+def _kept(ema_: Tensor) -> None:
     tensor(ema_, "ema")
     if ema_.dim() != 1 or ema_.shape[0] == 0:
         raise ValueError(f"ema must have shape [D], got {_shape(ema_)}")
@@ -198,6 +263,21 @@ def ema(ema_: Tensor, x: Tensor, momentum_: float, mask: Tensor | None) -> None:
         raise ValueError(f"ema must be contiguous, got strides {ema_.stride()}")
     if ema_.dtype != torch.float32:
         raise TypeError(f"ema must be float32, got {_name(ema_.dtype)}")
+
+
+def fold(ema_: Tensor, num_updates: Tensor | None, total: Tensor, momentum_: float) -> None:
+    """A moving average ``[D]`` and the feature sum ``[D + 1]`` that it takes in."""
+    _kept(ema_)
+    shaped(total, (ema_.shape[0] + 1,), "total")
+    if total.dtype != torch.float32:
+        raise TypeError(f"total must be float32, got {_name(total.dtype)}")
+    same_device(total, ema_, "total", "ema")
+    momentum(momentum_)
+    counter(num_updates, ema_, "num_updates")
+
+
+def ema(ema_: Tensor, x: Tensor, momentum_: float, mask: Tensor | None) -> None:
+    _kept(ema_)
     features(x, ema_.shape[0])
     same_device(ema_, x, "ema", "x")
     momentum(momentum_)
@@ -245,6 +325,7 @@ def cross_entropy(
 ) -> None:
     """The loss of ``rows [..., any]``, features or logits."""
     shape = rows.shape[:-1]
+    int64(ignore_index, "ignore_index")
     for name, value in (("target", target), ("target_b", target_b)):
         if value is not None:
             labels(value, num_classes, ignore_index, shape, name)
@@ -254,10 +335,14 @@ def cross_entropy(
     finite(label_smoothing, "label_smoothing")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    if not isinstance(lam, Tensor):
-        finite(lam, "lam")
-        if not 0 <= lam <= 1:
-            raise ValueError(f"lam must be in [0, 1], got {lam}")
+    if isinstance(lam, Tensor):
+        scalar(lam, "lam")
+        reachable(lam, rows, "lam")
+    if not isinstance(lam, Tensor) or readable(lam):
+        share = float(lam.detach()) if isinstance(lam, Tensor) else lam
+        finite(share, "lam")
+        if not 0 <= share <= 1:
+            raise ValueError(f"lam must be in [0, 1], got {share}")
     finite(focal_exponent, "focal_exponent")
     if focal_exponent < 0:
         raise ValueError(f"focal_exponent must not be negative, got {focal_exponent}")

@@ -168,9 +168,7 @@ def head_direction(ema: Tensor, *, num_heads: int, backend: str | None = None) -
     Returns:
         ``[D]``, of unit norm in each head.
     """
-    checks.floating(ema, "ema")
-    checks.features(ema, ema.shape[-1] if ema.dim() else 0, "ema")
-    checks.heads(ema.shape[-1], num_heads, "ema")
+    checks.average(ema, num_heads)
     beyond = None
     if ema.dim() != 1 or ema.dtype != torch.float32 or wants_grad(ema):
         beyond = "it takes one average in float32, and has no gradient"
@@ -201,11 +199,12 @@ def fold_ema_(
     ema: Tensor, num_updates: Tensor | None, total: Tensor, *, momentum: float, backend: str | None = None
 ) -> None:
     """``ema <- momentum * ema + sum / count`` in place, of a :func:`feature_sum`; nothing where it has no rows."""
+    checks.fold(ema, num_updates, total, momentum)
     chosen = select("fold_ema_", ema.device.type, ema.dtype, backend)
     if chosen == "reference":
         reference.fold_ema_(ema, num_updates, total, momentum)
     else:
-        ops.fold_ema_(ema, num_updates, total, momentum=momentum, backend=chosen)
+        ops.fold_ema_(ema, num_updates, total.contiguous(), momentum=momentum, backend=chosen)
 
 
 def grouped_logits_with_ema_(
@@ -259,8 +258,7 @@ def feature_sum(x: Tensor, mask: Tensor | None = None, *, backend: str | None = 
     Returns:
         ``[D + 1]`` float32; such sums may be added over batches and ranks.
     """
-    checks.floating(x, "x")
-    checks.features(x, x.shape[-1] if x.dim() else 0)
+    checks.channels(x, "x")
     checks.row_mask(mask, x)
     chosen = select("feature_sum", x.device.type, x.dtype, backend)
     if chosen == "reference":

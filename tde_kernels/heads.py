@@ -80,7 +80,7 @@ class FusedTDEHead(nn.Module):
         checks.positive_int(num_classes, "num_classes")
         checks.heads(in_features, num_heads, "features (in_features)")
         checks.finite(tau, "tau")
-        checks.finite(alpha, "alpha")
+        checks.finite_float32(alpha, "alpha")
         checks.momentum(momentum)
         family = resolve(normalizer, gamma=gamma, exponent=exponent)
         if background_index is not None:

@@ -8,6 +8,7 @@ Both r and s have the form ``f(n) = (n + offset)^-power``; LWS divides by a lear
 from __future__ import annotations
 
 import difflib
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -53,12 +54,15 @@ def resolve(name: str, *, gamma: float = 0.0, exponent: float = 1.0) -> Normaliz
 
     Raises:
         ValueError: unknown name; gamma or exponent negative or not finite.
+        TypeError: a name that is no string, numbers that are none.
     """
     for argument, value in (("gamma", gamma), ("exponent", exponent)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{argument} must be a number, got {type(value).__name__}")
-        if not 0 <= value < float("inf"):
+        if not 0 <= value <= sys.float_info.max:
             raise ValueError(f"{argument} must be finite and not negative, got {value}")
+    if not isinstance(name, str):
+        raise TypeError(f"normalizer must be a string, got {type(name).__name__}")
     return _member(name, gamma, exponent) if torch.compiler.is_compiling() else _known(name, gamma, exponent)
 
 

@@ -32,11 +32,23 @@ def _split(a: Tensor, num_heads: int) -> Tensor:
     return groups
 
 
+def _norm(a: Tensor) -> Tensor:
+    """``||a^k||`` for ``a [..., K, d]``: ``[..., K, 1]``."""
+    norm: Tensor = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
+    limits = torch.finfo(a.dtype)
+    if checks.readable(a) and not ((norm > limits.tiny**0.25) & (norm < limits.max**0.25)).all():
+        # Squares may have left the dtype's range: those of the numbers divided by the largest do not
+        largest = a.detach().abs().amax(-1, keepdim=True)
+        unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+        norm = torch.linalg.vector_norm(a / unit, dim=-1, keepdim=True) * unit
+    return norm
+
+
 def _factor(factor: NormFactor, a: Tensor) -> Tensor:
     """``f(||a^k||)`` for ``a [..., K, d]``: ``[..., K, 1]``, and 0 where ``||a^k|| + offset`` is zero."""
     if factor.power == 0:
         return torch.ones((), dtype=a.dtype, device=a.device)
-    base = torch.linalg.vector_norm(a, dim=-1, keepdim=True) + factor.offset
+    base = _norm(a) + factor.offset
     zero = base < torch.finfo(a.dtype).tiny
     return torch.where(zero, 0.0, torch.where(zero, 1.0, base) ** -factor.power)
 
@@ -102,7 +114,7 @@ def head_direction(ema: Tensor, *, num_heads: int) -> Tensor:
     Returns:
         ``[D]``, of unit norm in each head.
     """
-    checks.heads(ema.shape[-1], num_heads, "ema")
+    checks.average(ema, num_heads)
     groups = _split(ema, num_heads)
     return (_factor(NormFactor(power=1.0), groups) * groups).flatten(-2)
 

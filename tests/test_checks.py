@@ -25,12 +25,14 @@ GOOD: dict[str, dict[str, Any]] = {
     "grouped_cross_entropy": {"x": X, "w": W, "target": Y, **FAMILY},
     "alpha_sweep": {"x": X, "w": W, "direction": DIRECTION, "alphas": [0.0, 1.0], **FAMILY},
     "alpha_segments": {"x": X, "w": W, "direction": DIRECTION, **FAMILY},
+    "head_direction": {"ema": DIRECTION, "num_heads": 2},
     "topk": {"x": X, "w": W, "k": 2, "direction": DIRECTION, "alpha": 1.0, **FAMILY},
 }
 CLASSIFIERS = tuple(name for name, arguments in GOOD.items() if "w" in arguments)
 COUNTERFACTUALS = tuple(name for name in CLASSIFIERS if "direction" in GOOD[name])
 LOSS, EMA_ = ("grouped_cross_entropy",), ("update_head_ema_",)
 META = torch.zeros(5, D, device="meta")
+ALPHA = ("tde_logits", "background_exempt", "topk")
 
 
 # functions, the arguments that are bad, exception, what its message says
@@ -73,20 +75,38 @@ BAD: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
         ValueError,
         r"class_scale must be on the device of x, cpu, got meta",
     ),
+    (CLASSIFIERS, {"x": X.to_sparse()}, TypeError, r"x must be a dense tensor, got a sparse_coo one"),
+    (CLASSIFIERS, {"w": W.to_sparse()}, TypeError, r"w must be a dense tensor, got a sparse_coo one"),
+    (CLASSIFIERS, {"x": torch.nested.nested_tensor([X, X[:2]])}, TypeError, r"x must be a dense tensor, got a nested"),
+    (CLASSIFIERS, {"tau": 10**400}, ValueError, r"tau must be finite, got 10"),
+    (CLASSIFIERS, {"gamma": 10**400}, ValueError, r"gamma must be finite and not negative, got 10"),
+    (CLASSIFIERS, {"normalizer": ["cosine"]}, TypeError, r"normalizer must be a string, got list"),
+    (CLASSIFIERS, {"normalizer": None}, TypeError, r"normalizer must be a string, got NoneType"),
+    (ALPHA, {"alpha": 1e39}, ValueError, r"alpha must be finite in float32, got 1e\+39"),
+    (ALPHA, {"alpha": torch.tensor(1e39, dtype=torch.float64)}, ValueError, r"alpha must be finite in float32, got 1e"),
+    (ALPHA, {"alpha": torch.tensor(1j)}, TypeError, r"alpha must be real, got complex64"),
+    (ALPHA, {"alpha": torch.ones((), device="meta")}, ValueError, r"alpha must be on the device of x, cpu, got meta"),
     (COUNTERFACTUALS, {"direction": DIRECTION[:5]}, ValueError, r"direction must have shape \(12,\), got \(5,\)"),
     (COUNTERFACTUALS, {"direction": [0.0] * D}, TypeError, r"direction must be a tensor, got list"),
     (COUNTERFACTUALS, {"direction": DIRECTION.long()}, TypeError, r"direction must be one of float64.*got int64"),
     (COUNTERFACTUALS, {"direction": DIRECTION.to("meta")}, ValueError, r"direction must be on the device of x"),
-    (("tde_logits", "background_exempt", "topk"), {"alpha": NAN}, ValueError, r"alpha must be finite, got nan"),
-    (("tde_logits", "background_exempt", "topk"), {"alpha": -INF}, ValueError, r"alpha must be finite, got -inf"),
-    (("tde_logits", "background_exempt", "topk"), {"alpha": torch.tensor(NAN)}, ValueError, r"alpha must be finite"),
-    (("tde_logits", "background_exempt", "topk"), {"alpha": torch.ones(2)}, ValueError, r"alpha must be .* 0-d tensor"),
-    (("tde_logits", "background_exempt", "topk"), {"alpha": None}, TypeError, r"alpha must be a number, got NoneType"),
+    (ALPHA, {"alpha": NAN}, ValueError, r"alpha must be finite, got nan"),
+    (ALPHA, {"alpha": -INF}, ValueError, r"alpha must be finite, got -inf"),
+    (ALPHA, {"alpha": torch.tensor(NAN)}, ValueError, r"alpha must be finite"),
+    (ALPHA, {"alpha": torch.ones(2)}, ValueError, r"alpha must be .* 0-d tensor"),
+    (ALPHA, {"alpha": None}, TypeError, r"alpha must be a number, got NoneType"),
     (("alpha_sweep",), {"alphas": [1.0, NAN]}, ValueError, r"alphas must be finite, got \[1\.0, nan\]"),
     (("alpha_sweep",), {"alphas": torch.tensor([INF])}, ValueError, r"alphas must be finite"),
     (("alpha_sweep",), {"alphas": [[1.0]]}, ValueError, r"alphas must be a sequence of numbers, got shape \(1, 1\)"),
     (("alpha_sweep",), {"alphas": 1.0}, ValueError, r"alphas must be a sequence of numbers, got shape \(\)"),
     (("alpha_sweep",), {"alphas": ["a"]}, TypeError, r"alphas must be a sequence of numbers, got \['a'\]"),
+    (("alpha_sweep",), {"alphas": torch.tensor([1j])}, TypeError, r"alphas must be real, got complex64"),
+    (("alpha_sweep",), {"alphas": [10**400]}, ValueError, r"alphas must be finite, got \[10"),
+    (("alpha_sweep",), {"alphas": torch.ones(2, device="meta")}, ValueError, r"alphas must be on the device of x, cpu"),
+    (("head_direction",), {"ema": [1.0]}, TypeError, r"ema must be a tensor, got list"),
+    (("head_direction",), {"ema": DIRECTION.long()}, TypeError, r"ema must be one of float64.*got int64"),
+    (("head_direction",), {"ema": DIRECTION[0]}, ValueError, r"ema must have shape \[\.\.\., D\] .*, got \(\)"),
+    (("head_direction",), {"num_heads": 5}, ValueError, r"num_heads must divide the last dimension of ema, got 5 for"),
     (("background_exempt",), {"background_index": C}, ValueError, r"background_index must be in \[-7, 7\), got 7"),
     (("background_exempt",), {"background_index": -8}, ValueError, r"background_index must be in \[-7, 7\), got -8"),
     (("background_exempt",), {"background_index": 0.0}, TypeError, r"background_index must be an int, got float"),
@@ -120,6 +140,17 @@ BAD: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
     (LOSS, {"label_smoothing": NAN}, ValueError, r"label_smoothing must be finite, got nan"),
     (LOSS, {"lam": NAN, "target_b": Y}, ValueError, r"lam must be finite, got nan"),
     (LOSS, {"lam": 1.5, "target_b": Y}, ValueError, r"lam must be in \[0, 1\], got 1\.5"),
+    (
+        LOSS,
+        {"lam": torch.ones(5), "target_b": Y},
+        ValueError,
+        r"lam must be a number or a 0-d tensor, got shape \(5,\)",
+    ),
+    (LOSS, {"lam": torch.tensor(2.0), "target_b": Y}, ValueError, r"lam must be in \[0, 1\], got 2\.0"),
+    (LOSS, {"lam": torch.tensor(NAN), "target_b": Y}, ValueError, r"lam must be finite, got nan"),
+    (LOSS, {"ignore_index": None}, TypeError, r"ignore_index must be an int, got NoneType"),
+    (LOSS, {"ignore_index": True}, TypeError, r"ignore_index must be an int, got bool"),
+    (LOSS, {"ignore_index": 2**63}, ValueError, r"ignore_index must fit into int64, got 9223372036854775808"),
     (LOSS, {"focal_exponent": -1.0}, ValueError, r"focal_exponent must not be negative, got -1\.0"),
     (LOSS, {"reduction": "avg"}, ValueError, r"reduction must be one of 'none', 'mean', 'sum', got 'avg'"),
 ]
@@ -154,11 +185,32 @@ def test_bad_counter(count: Any, error: type[Exception], message: str) -> None:
         F.grouped_logits_with_ema_(X, W, EMA, count, momentum=0.9, **FAMILY)
 
 
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        ({"total": torch.zeros(D)}, ValueError, r"total must have shape \(13,\), got \(12,\)"),
+        ({"total": torch.zeros(D + 1).double()}, TypeError, r"total must be float32, got float64"),
+        ({"ema": EMA.double()}, TypeError, r"ema must be float32, got float64"),
+        ({"ema": [0.0] * D}, TypeError, r"ema must be a tensor, got list"),
+        ({"num_updates": torch.zeros(())}, TypeError, r"num_updates must be int64, got float32"),
+        ({"momentum": 2.0}, ValueError, r"momentum must be in \[0, 1\], got 2\.0"),
+    ],
+)
+def test_bad_fold(bad: dict[str, Any], error: type[Exception], message: str) -> None:
+    """Memory beyond a sum that is too short would be read, that of another dtype written."""
+    good = {"ema": torch.zeros(D), "num_updates": None, "total": torch.zeros(D + 1), "momentum": 0.9}
+    F.fold_ema_(**good)
+    with pytest.raises(error, match=message):
+        F.fold_ema_(**{**good, **bad})
+
+
 def test_feature_sum_checks_too() -> None:
     with pytest.raises(TypeError, match="x must be a tensor, got list"):
         F.feature_sum([1.0])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="mask must be bool"):
         F.feature_sum(X, torch.ones(5))
+    with pytest.raises(ValueError, match=r"x must have shape \[\.\.\., D\] with at least one channel, got \(2, 3, 0\)"):
+        F.feature_sum(torch.zeros(2, 3, 0))
 
 
 core = pytest.importorskip("tde_kernels._C", reason="no compiled core")

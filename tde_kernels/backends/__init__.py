@@ -15,6 +15,7 @@ from types import ModuleType
 
 import torch
 
+from tde_kernels import checks
 from tde_kernels.backends import cpu, crossovers, cuda, triton
 
 NAMES = ("reference", "cpu", "cuda", "triton")
@@ -108,6 +109,8 @@ def select(
         ValueError: the backend asked for in code is unknown or cannot serve the op.
     """
     asked = asked if asked is not None else _in_use
+    if only_reference is None and checks.transformed():
+        only_reference = "torch.func and forward-mode differentiation follow the reference alone"
     if asked is None:
         if only_reference is not None:
             return "reference"

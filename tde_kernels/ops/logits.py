@@ -181,7 +181,7 @@ def logits(
     learns = torch.is_grad_enabled() and (
         x.requires_grad or w.requires_grad or (p.class_scale is not None and p.class_scale.requires_grad)
     )
-    if nobody_looks(x, w, p.class_scale, intake.ema, intake.mask):
+    if nobody_looks(*p.tensors, intake.ema, intake.mask):
         if not learns:
             z, _, feature_sum = launch("logits", backend, p, intake, dtype)
             return z, feature_sum
