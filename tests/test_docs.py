@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import socket
@@ -17,9 +18,9 @@ import yaml
 from docs_blocks import PAGES, ROOT, Block, in_language, of_page, parse
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-PYTHON = [page for page in PAGES if any(block.language == "python" for block in of_page(page))]
+PYTHON = [page for page in PAGES if any(block.language in ("python", "pycon") for block in of_page(page))]
 SKIPPED = [block for page in PAGES for block in of_page(page) if block.skip]
-OTHERS = ("bash", "cpp", "json", "python", "text", "yaml")
+OTHERS = ("bash", "cpp", "json", "pycon", "python", "text", "yaml")
 
 
 def name_of(page: Path) -> str:
@@ -49,6 +50,18 @@ def run(blocks: list[Block]) -> None:
         if block.language == "python" and not block.skip:
             code = "\n" * (block.line - 1) + block.code
             exec(compile(code, str(block.page), "exec"), namespace)
+        elif block.language == "pycon" and not block.skip:
+            converse(block, namespace)
+
+
+def converse(block: Block, namespace: dict[str, Any]) -> None:
+    """Runs an interpreter's session: what it prints or raises must be what the page shows, ``...`` standing for any."""
+    session = doctest.DocTestParser().get_doctest(block.code, namespace, str(block), str(block.page), block.line - 1)
+    differences: list[str] = []
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    doctest.DocTestRunner(optionflags=options).run(session, out=differences.append, clear_globs=False)
+    namespace |= session.globs
+    assert not differences, "".join(differences)
 
 
 @pytest.mark.parametrize("page", PYTHON, ids=name_of)
@@ -99,6 +112,14 @@ def test_a_broken_example_is_red() -> None:
     with pytest.raises(NameError, match="z") as error:
         run(blocks)
     assert (Path(error.traceback[-1].path).name, error.traceback[-1].lineno + 1) == ("page.md", 10)
+
+
+def test_a_message_that_is_another_is_red() -> None:
+    page = "```pycon\n>>> x = 1\n>>> x + '1'\nTraceback (most recent call last):\n    ...\nTypeError: {}\n```\n"
+    blocks = [parse(ROOT / "page.md", page.format(said)) for said in ("unsupported operand ...", "something else")]
+    run(blocks[0])
+    with pytest.raises(AssertionError, match="something else"):
+        run(blocks[1])
 
 
 @pytest.mark.parametrize("comment", ["<!-- test: skip -->", "<!-- test: set-up\nx = 1\n-->", "<!-- test: skip, no -->"])
