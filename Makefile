@@ -6,7 +6,7 @@ IN_PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs docs-serve lint format bench bench-quick gpu-check clean
+.PHONY: help install demo test docs docs-serve lint format bench bench-quick gpu-check release-tools wheel compat clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -62,6 +62,16 @@ bench-quick: install ## The same in two minutes, of few shapes: tables, and buil
 
 gpu-check: ## With a GPU: build, test, sanitise and measure with the python at hand, offline (override with PYTHON=...)
 	$(PYTHON) -m bench.gpu_check
+
+release-tools: install # beside the rest only where a release is made
+	@test -x $(BIN)/uv || $(BIN)/pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml --extra release
+
+wheel: release-tools ## Build dist/: sdist and checked wheel, CUDA inside where there is nvcc; PYTHONS="3.10 3.11" for several
+	$(BIN)/python -m release.wheel $(if $(PYTHONS),--pythons $(PYTHONS))
+
+compat: release-tools ## Test the wheel with the oldest and newest torch, Python 3.10 to 3.13 (an hour or two); ONLY="oldest"
+	$(BIN)/python -m release.compat $(ONLY)
 
 clean: ## Remove what was built, not what was trained
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache tde_kernels/_C*.so

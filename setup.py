@@ -1,7 +1,8 @@
 """Builds the compiled core, ``tde_kernels._C``, with CMake. All metadata is in pyproject.toml.
 
 Environment: ``TDE_CUDA=0`` leaves the CUDA kernels out, ``TDE_CUDA=1`` refuses to build without them,
-``TDE_CUDA_ARCHS="80;90a"`` picks architectures, ``CMAKE_ARGS`` is passed on.
+``TDE_CUDA_ARCHS="80;90a"`` picks architectures, ``CMAKE_ARGS`` is passed on. ``TDE_BUILD_DIR`` names the folder to build
+in: what one Python compiled there, the next uses again, all but the bindings.
 """
 
 import os
@@ -23,11 +24,14 @@ class CMakeBuild(build_ext):
         import pybind11
 
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve()
+        kept = os.environ.get("TDE_BUILD_DIR")
+        build = Path(kept or self.build_temp).resolve()
+        # pip's build environment, and with it ninja and pybind11, lies elsewhere every time
+        forget = [f"-U{pattern}" for pattern in ("*Python*", "*PYTHON_*", "*pybind11*", "CMAKE_MAKE_PROGRAM")]
         subprocess.run(
             [
                 "cmake",
-                "--fresh",  # pip's build environment, and with it ninja, lies elsewhere every time
+                *(forget if kept else ["--fresh"]),
                 *("-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
                 "-DCMAKE_BUILD_TYPE=Release",
                 "-DTDE_PYTHON=ON",

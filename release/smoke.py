@@ -1,0 +1,67 @@
+"""What an installed wheel must do, run by an interpreter that knows nothing of the sources: ``python -I smoke.py``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import tde_kernels
+from tde_kernels import FusedTDEHead, reference
+from tde_kernels import functional as F
+
+
+def pools_of_threads() -> list[str]:
+    """The OpenMP runtimes that this process has loaded, by path."""
+    mapped = Path("/proc/self/maps").read_text().splitlines()
+    return sorted({line.split()[-1] for line in mapped if "omp" in Path(line.split()[-1]).name and ".so" in line})
+
+
+def head_and_loss() -> None:
+    """Steps and TDE inference by the compiled core, against the definition in float64."""
+    torch.manual_seed(0)
+    head = FusedTDEHead(256, 1000, backend="cpu")
+    x, target = torch.randn(512, 256), torch.randint(1000, (512,))
+    losses = []
+    optimizer = torch.optim.SGD(head.parameters(), lr=1.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = head.loss(x, target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[2] < losses[1] < losses[0], losses
+    weight, direction = head.weight.detach(), head.head_direction
+    options = {"alpha": 3.0, "num_heads": 2, "tau": 16.0, "gamma": 1 / 32}
+    exact = reference.tde_logits(x.double(), weight.double(), direction.double(), **options)
+    found = head.eval()(x).detach()
+    assert torch.allclose(found.double(), exact, atol=1e-4), (found - exact).abs().max()
+    assert F.topk(x, weight, 5, direction=direction, **options)[1].shape == (512, 5)
+
+
+def trainer(*arguments: str) -> None:
+    """A command of the trainer, by the script that the wheel installs."""
+    script = Path(sys.executable).with_name("tde")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([script, *arguments], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def main() -> None:
+    where = Path(tde_kernels.__file__).parent
+    assert "site-packages" in where.parts, f"{where} is not an installed wheel"
+    info = tde_kernels.info()
+    assert tde_kernels.backends.core.missing is None, tde_kernels.backends.core.missing
+    head_and_loss()
+    pools = pools_of_threads()
+    assert len(pools) == 1, f"more than one pool of threads: {pools}"
+    trainer("recipes")
+    trainer("train", "digits_lt", "train.epochs=1", "seeds=[0]")
+    print(f"{', '.join(f'{k} {v}' for k, v in info.versions.items())}: right, one OpenMP ({pools[0]})")
+    print(f"CUDA core {info.build['cuda']}")
+
+
+main()
