@@ -1,8 +1,8 @@
 """Builds the compiled core, ``tde_kernels._C``, with CMake. All metadata is in pyproject.toml.
 
 Environment: ``TDE_CUDA=0`` leaves the CUDA kernels out, ``TDE_CUDA=1`` refuses to build without them,
-``TDE_CUDA_ARCHS="80;90a"`` picks architectures, ``CMAKE_ARGS`` is passed on. ``TDE_BUILD_DIR`` names the folder to build
-in: what one Python compiled there, the next uses again, all but the bindings.
+``TDE_CUDA_ARCHS="80;90a"`` picks architectures, ``CMAKE_ARGS`` is passed on. ``TDE_BUILD_DIR`` names the folder to
+build in: what was compiled there for one Python serves the next, all but the bindings.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""Releases: ``python -m release.wheel`` builds the files, ``python -m release.compat`` tests them where they have to run."""
+"""Releases: ``python -m release.wheel`` builds the files, ``python -m release.compat`` tests them everywhere."""

@@ -35,11 +35,13 @@ def head_and_loss() -> None:
         losses.append(loss.item())
     assert losses[2] < losses[1] < losses[0], losses
     weight, direction = head.weight.detach(), head.head_direction
-    options = {"alpha": 3.0, "num_heads": 2, "tau": 16.0, "gamma": 1 / 32}
-    exact = reference.tde_logits(x.double(), weight.double(), direction.double(), **options)
+    exact = reference.tde_logits(
+        x.double(), weight.double(), direction.double(), alpha=3.0, num_heads=2, tau=16.0, gamma=1 / 32
+    )
     found = head.eval()(x).detach()
     assert torch.allclose(found.double(), exact, atol=1e-4), (found - exact).abs().max()
-    assert F.topk(x, weight, 5, direction=direction, **options)[1].shape == (512, 5)
+    best = F.topk(x, weight, 5, direction=direction, alpha=3.0, num_heads=2, tau=16.0, gamma=1 / 32)[1]
+    assert (best[:, 0] == found.argmax(-1)).all()
 
 
 def trainer(*arguments: str) -> None:

@@ -32,7 +32,7 @@ def run(
     log: Path | None = None,
     check: bool = True,
     capture: bool = False,
-    **environment: str | Path,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command; its output goes to the terminal, to the end of ``log``, or with ``capture`` into the answer.
 
@@ -41,7 +41,7 @@ def run(
     tool = shutil.which(command[0], path=PATH)
     if tool is None:
         raise ReleaseError(f'{command[0]} is missing: pip install -e ".[release]" brings it')
-    variables = clean(os.environ) | {"PATH": PATH} | {name: str(value) for name, value in environment.items()}
+    variables = clean(os.environ) | {"PATH": PATH, **(environment or {})}
     with log.open("a") if log else nullcontext() as file:
         output = subprocess.PIPE if capture else file
         errors = None if file is None else subprocess.STDOUT
@@ -63,8 +63,8 @@ def candidates(version: str) -> Iterator[Path]:
         yield Path(folder) / f"python{version}"
     for pattern in MANAGED:
         expanded = Path(pattern.format(version=version)).expanduser()
-        for folder in sorted(Path("/").glob(str(expanded)[1:]), reverse=True):
-            yield folder / f"python{version}"
+        for managed in sorted(Path("/").glob(str(expanded)[1:]), reverse=True):
+            yield managed / f"python{version}"
 
 
 def interpreter(version: str) -> Path:

@@ -60,12 +60,12 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def build(source: Path, version: str) -> Built:
-    """Builds a wheel from the unpacked sdist, with the objects that another Python's wheel has left, and has it audited."""
+    """Builds a wheel from the unpacked sdist, with what compiling another Python's has left, and has it audited."""
     start = time.monotonic()
     python = interpreter(version)
     raw = WORK / "raw" / version
-    options = {"TDE_BUILD_DIR": WORK / "core", "CMAKE_ARGS": "-DTDE_COMPACT=ON"}
-    run(["uv", "build", "--wheel", "--quiet", "--python", python, "--out-dir", raw, source], **options)
+    options = {"TDE_BUILD_DIR": str(WORK / "core"), "CMAKE_ARGS": "-DTDE_COMPACT=ON"}
+    run(["uv", "build", "--wheel", "--quiet", "--python", python, "--out-dir", raw, source], environment=options)
     repaired = WORK / "repaired" / version
     wheel = next(raw.glob("*.whl"))
     run(["auditwheel", "repair", "--exclude", SHARED_WITH_TORCH, "--wheel-dir", repaired, wheel])
@@ -99,27 +99,32 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    options, console = arguments(), Console()
+def release(pythons: Sequence[str], smoke: bool = True) -> None:
+    """Fills ``dist/`` with the source distribution and a wheel for each Python, and says what is in it."""
+    console = Console()
     for folder in (WORK, DIST):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    source_file = source_distribution(console)
-    unpack(source_file, WORK)
-    wheels = [build(WORK / source_file.name.removesuffix(".tar.gz"), version) for version in options.pythons]
-    run(["twine", "check", "--strict", *DIST.iterdir()])
+    sdist = source_distribution(console)
+    unpack(sdist, WORK)
+    wheels = [build(WORK / sdist.name.removesuffix(".tar.gz"), version) for version in pythons]
+    run(["twine", "check", "--strict", sdist, *(wheel.path for wheel in wheels)])
     for wheel in wheels:
         run(["auditwheel", "show", wheel.path])
-        if not options.no_smoke:
+        if smoke:
             python = fresh_environment(WORK / "fresh", interpreter(wheel.python), [f"{wheel.path}[train]"])
             run([python, "-I", SMOKE], cwd=Path("/"))
     console.print(summary(wheels))
-    console.print(f"and {source_file.name}, in {DIST}")
-    return 0
+    console.print(f"and {sdist.name}, in {DIST}")
+
+
+def main() -> None:
+    options = arguments()
+    release(options.pythons, smoke=not options.no_smoke)
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        main()
     except ReleaseError as error:
         sys.exit(str(error))
