@@ -8,7 +8,7 @@
 namespace tde::cpu {
 namespace {  // compiled once per instruction set: nothing here may be shared between them
 
-// A tile takes two vectors a row, and all but a few of the registers that there are
+// A tile takes up to two vectors a row, and all but a few of the registers that there are
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kTileRows = 12;
 #elif defined(__AVX__)
@@ -38,35 +38,40 @@ struct Left {
   Left from(int64_t row) const { return {data + row * row_stride, row_stride, depth_stride}; }
 };
 
-// out[r][c] = sum_k left(r, k) panel[k][c] for Rows rows and one panel's columns.
-template <int Rows, typename T>
+// out[r][c] = sum_k left(r, k) panel[k][c] for Rows rows and the columns of a panel's first Vectors vectors.
+template <int Rows, int Vectors, typename T>
 void multiply_tile(const Left<T>& left, int64_t depth, const float* panel, float* out, int64_t out_stride) {
   const T* a = left.data;
   for (int64_t begin = 0; begin == 0 || begin < depth; begin += kChain) {
-    Lanes sums[Rows][2] = {};
+    Lanes sums[Rows][Vectors] = {};
     const int64_t end = begin + kChain < depth ? begin + kChain : depth;
     for (int64_t k = begin; k < end; ++k, a += left.depth_stride, panel += kPanel) {
-      const Lanes low = *reinterpret_cast<const Lanes*>(panel), high = *reinterpret_cast<const Lanes*>(panel + kLanes);
+      const Lanes* right = reinterpret_cast<const Lanes*>(panel);
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         const float scalar = load(a[r * left.row_stride]);
-        sums[r][0] += scalar * low;
-        sums[r][1] += scalar * high;
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) sums[r][v] += scalar * right[v];
       }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       Lanes* to = reinterpret_cast<Lanes*>(out + r * out_stride);
-      to[0] = begin == 0 ? sums[r][0] : to[0] + sums[r][0];
-      to[1] = begin == 0 ? sums[r][1] : to[1] + sums[r][1];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) to[v] = begin == 0 ? sums[r][v] : to[v] + sums[r][v];
     }
   }
 }
 
+// The same for all panels; of the last one no more than its columns need.
 template <int Rows, typename T>
 void multiply_rows(const Left<T>& left, int64_t depth, const float* panels, int64_t columns, float* out) {
-  for (int64_t p = 0; p < panels_of(columns); ++p)
-    multiply_tile<Rows>(left, depth, panels + p * depth * kPanel, out + p * kPanel, padded(columns));
+  for (int64_t begin = 0; begin < columns; begin += kPanel, panels += depth * kPanel) {
+    if (columns - begin > kLanes)
+      multiply_tile<Rows, 2>(left, depth, panels, out + begin, padded(columns));
+    else
+      multiply_tile<Rows, 1>(left, depth, panels, out + begin, padded(columns));
+  }
 }
 
 // The product of some rows with all panels, into out [rows, padded(columns)].
