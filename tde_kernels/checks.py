@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.distributed.tensor import DTensor
 
+from tde_kernels.distributed import is_dtensor
 from tde_kernels.normalizers import Classifier, resolve
 
 debug = os.environ.get("TDE_DEBUG") == "1"
@@ -149,7 +149,7 @@ def logits(
 ) -> Classifier:
     """The arguments that every classifier takes; returns them resolved."""
     floating(w, "w")
-    if type(w) is DTensor and type(x) is not DTensor:
+    if is_dtensor(w) and not is_dtensor(x):
         raise ValueError(
             "w must be all of the weights, got a DTensor, of which this rank holds a part; after fully_shard, run the "
             "head inside the forward of the module that was given to it"

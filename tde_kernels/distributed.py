@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -22,6 +21,15 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 def active() -> bool:
     """Whether there are ranks to reduce over."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def is_dtensor(t: object) -> bool:
+    """Whether this rank holds a part of ``t``."""
+    if type(t) in (Tensor, nn.Parameter):  # as most are
+        return False
+    from torch.distributed.tensor import DTensor  # takes longer to import than the rest of the package
+
+    return isinstance(t, DTensor)
 
 
 def reduce_sum(total: Tensor, group: torch.distributed.ProcessGroup | None = None) -> Tensor:
@@ -103,7 +111,7 @@ def no_sync(model: nn.Module) -> Iterator[None]:
     Covers ``model`` and every ``DistributedDataParallel``, ``fully_shard`` and head within. The moving averages then
     take in the features of all steps since the last that was sent as one batch.
     """
-    from torch.distributed.fsdp import FSDPModule  # takes longer to import than the rest of the package
+    from torch.distributed.fsdp import FSDPModule  # imports DTensor
 
     with contextlib.ExitStack() as stack:
         for module in model.modules():
@@ -124,7 +132,7 @@ def like_forward(method: Method) -> Method:
 
     @functools.wraps(method)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(self.weight, DTensor):  # gathered already
+        if not is_dtensor(self.weight):  # gathered already
             return method(self, *args, **kwargs)
         from torch.distributed.fsdp import register_fsdp_forward_method
 

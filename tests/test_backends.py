@@ -8,7 +8,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,7 +20,8 @@ from conftest import FUSED
 import tde_kernels
 from tde_kernels import backends, use_backend
 from tde_kernels import functional as F
-from tde_kernels.backends import triton
+from tde_kernels.backends import cuda, triton
+from tde_kernels.backends.traced import cuda_device_refusal
 
 HERE = Path(__file__).parent
 X, W = torch.randn(5, 12), torch.randn(7, 12)
@@ -148,6 +152,23 @@ def test_triton_refuses_float64_by_name() -> None:
     ):
         with pytest.raises(ValueError, match=r"\w+: it serves float32, bfloat16 and float16, not float64"):
             ask()
+
+
+@pytest.mark.parametrize("problem", ["", "no kernel image"])
+def test_the_compiler_takes_the_probe_of_a_device_as_it_is(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not look into the compiled core: without a constant, fullgraph would fail on every GPU."""
+    probe = Mock(return_value=problem)
+    monkeypatch.setattr(backends.core, "compiled", lambda: SimpleNamespace(cuda_probe=probe))
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    cuda.device_refusal.cache_clear()
+    torch.compiler.reset()
+    try:
+        refuses = torch.compile(lambda x: x + (cuda_device_refusal(7) is not None), fullgraph=True, backend="eager")
+        assert refuses(torch.zeros(())).item() == bool(problem)
+        probe.assert_called_once_with()
+    finally:
+        cuda.device_refusal.cache_clear()
+        torch.compiler.reset()
 
 
 @needs_triton

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,26 @@ def test_public_names() -> None:
     }
     for module in (tde_kernels.functional, tde_kernels.reference):
         assert all((getattr(module, name).__doc__ or "").strip() for name in both)
+
+
+def test_import_and_first_step_leave_alone_what_is_slow_to_import() -> None:
+    """torch itself is most of an import; its compiler and its sharded tensors would double that, Triton adds to it."""
+    code = """
+import sys, torch, tde_kernels
+head = tde_kernels.FusedTDEHead(8, 3)
+head.loss(torch.randn(4, 8), torch.tensor([0, 1, 2, 0])).backward()
+head.eval()(torch.randn(4, 8))
+tde_kernels.info()
+print(*{"torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp", "triton"} & {*sys.modules})
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (child.returncode, child.stdout.strip()) == (0, ""), child.stderr
+
+
+def test_the_class_parallel_head_is_listed_before_it_is_imported() -> None:
+    assert "ClassParallelTDEHead" in dir(tde_kernels)
+    with pytest.raises(AttributeError, match="no attribute 'FusedHead'"):
+        _ = tde_kernels.FusedHead
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))

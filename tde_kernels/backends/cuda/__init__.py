@@ -23,9 +23,8 @@ _BUILD_REFUSAL = _build_refusal()
 _DEVICE = "cpu" if _BUILD_REFUSAL is None and core.compiled().build_info().emulated else "cuda"
 
 
-@torch.compiler.assume_constant_result
 @cache
-def _device_refusal(index: int) -> str | None:
+def device_refusal(index: int) -> str | None:
     """Why the device cannot run the kernels: a driver that is too old, an architecture that the binary lacks."""
     with torch.cuda.device(index):
         reason: str = core.compiled().cuda_probe()
@@ -44,5 +43,9 @@ def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
         return None
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    reason: str | None = _device_refusal(torch.cuda.current_device())
-    return reason
+    if torch.compiler.is_compiling():
+        from tde_kernels.backends.traced import cuda_device_refusal
+
+        traced: str | None = cuda_device_refusal(torch.cuda.current_device())
+        return traced
+    return device_refusal(torch.cuda.current_device())

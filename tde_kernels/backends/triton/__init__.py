@@ -42,8 +42,8 @@ def _device_refusal(device_type: str) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
-def _unavailable(device_type: str) -> str | None:
+def unavailable(device_type: str) -> str | None:
+    """Why Triton cannot run on such a device, or None."""
     return _installation_refusal() or _device_refusal(device_type)
 
 
@@ -51,5 +51,9 @@ def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot serve ``op``, or None."""
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it serves float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
-    reason: str | None = _unavailable(device_type)
-    return reason
+    if torch.compiler.is_compiling():
+        from tde_kernels.backends.traced import triton_unavailable
+
+        traced: str | None = triton_unavailable(device_type)
+        return traced
+    return unavailable(device_type)
