@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.table import Table
-from scipy.stats import rankdata, spearmanr
 
 from tde_trainer.compare import Comparison
 from tde_trainer.table import dense, heading, percent
@@ -90,6 +89,8 @@ def _theirs(comparison: Comparison, source: str, group: str) -> list[str]:
 
 def _ranks(figures: Sequence[float]) -> list[int]:
     """From 1, the best; equal figures share the better rank."""
+    from scipy.stats import rankdata  # takes seconds: only for whom it serves
+
     return [int(rank) for rank in rankdata([-figure for figure in figures], method="min")]
 
 
@@ -98,4 +99,6 @@ def _correlation(ours: Sequence[float], theirs: Sequence[float]) -> str:
         return ""
     if min(len(set(ours)), len(set(theirs))) < 2:
         return "n/a"  # all alike: there is no order
+    from scipy.stats import spearmanr
+
     return f"{round(spearmanr(ours, theirs).statistic, 2) + 0.0:.2f}"  # no -0.00

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from tde_trainer.data.longtail import SHOTS, shot_masks
 
@@ -19,8 +18,8 @@ def per_class_accuracy(predicted: Tensor, target: Tensor, num_classes: int) -> T
         target: ``[N]`` int64 classes.
         num_classes: C.
     """
-    confusion = multiclass_confusion_matrix(predicted, target, num_classes).double()
-    return confusion.diagonal() / confusion.sum(1)
+    right, samples = (of.bincount(minlength=num_classes) for of in (target[predicted == target], target))
+    return right.double() / samples
 
 
 def group_masks(class_counts: Tensor) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from tde_trainer.table import counts_in_words
 from tde_trainer.task import Task
 from tde_trainer.tasks import task_of
 
-RECORDED = ("torch", "torchvision", "accelerate", "torchmetrics", "numpy", "scikit-learn")
+RECORDED = ("torch", "torchvision", "accelerate", "numpy", "scikit-learn")
 
 
 def versions() -> dict[str, str]:

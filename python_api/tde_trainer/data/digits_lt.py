@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from tde_trainer.data.base import ImageDataset, LongTailedData
@@ -27,6 +26,8 @@ def digits_lt(config: DataConfig, seed: int) -> LongTailedData:
     Raises:
         UserError: the splits ask for more images than there are, or leave a class without any.
     """
+    from sklearn.datasets import load_digits  # takes a second: only for whom it serves
+
     digits = load_digits()
     images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)  # [N, 1, 8, 8] in 0 .. 16
     labels = torch.from_numpy(digits.target).long()
