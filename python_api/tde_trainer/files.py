@@ -6,35 +6,63 @@ import gzip
 import json
 import math
 import os
+import secrets
 import zlib
 from pathlib import Path
 from typing import Any
 
 from tde_trainer.errors import UserError
 
+_PARTIAL = ".partial"  # the end of the name of a file that is not whole yet
+
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write ``content`` so that a reader, or a crash, never sees half a file.
+    """Write ``content`` so that a reader, a crash or a loss of power never meets half a file.
 
     Raises:
         UserError: the disk is full, or nothing may be written there; what was there before is whole.
     """
     data = content.encode() if isinstance(content, str) else content
-    # Same directory, because a rename is atomic only within one file system. One name, because a killed process leaves
-    # this file behind and the next one should take it over; only the main process writes.
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Beside it, because a rename is atomic only within one file system; by a name of its own, because two may write.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+        _sync(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, so that a loss of power leaves their names in place."""
+    if path.is_dir():
+        return
+    try:
+        path.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether it is what `write_atomic` leaves behind where it is killed."""
+    return path.name.startswith(".") and path.suffix == _PARTIAL
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
@@ -53,7 +81,7 @@ def read_json(path: Path) -> Any:
         return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except (ValueError, OSError, EOFError, zlib.error) as error:
+    except (ValueError, OSError, EOFError, RecursionError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 

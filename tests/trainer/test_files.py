@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tde_trainer.errors import UserError
-from tde_trainer.files import dumps, read_json, write_atomic
+from tde_trainer.files import dumps, is_partial, read_json, write_atomic
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -37,13 +37,35 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         write_atomic(tmp_path / "runs/a/results.json", "new")
 
 
-def test_content_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_on_disk_before_the_name_is_and_the_names_are_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("fsync"), fsync(fd)))
+
+    def synced(descriptor: int) -> None:
+        steps.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", lambda a, b: (steps.append("replace"), replace(a, b)))
     write_atomic(tmp_path / "new" / "file", b"content")
-    assert steps == ["fsync", "replace"] and (tmp_path / "new" / "file").read_bytes() == b"content"
+    *before, partial, replaced, folder = steps
+    assert before == [tmp_path.name] and is_partial(Path(partial)) and (replaced, folder) == ("replace", "new")
+    assert (tmp_path / "new" / "file").read_bytes() == b"content"
+
+
+def test_two_who_write_at_once_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, replace = tmp_path / "file", os.replace
+
+    def meanwhile(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        write_atomic(path, "the other's")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    write_atomic(path, "ours, which is longer")
+    assert path.read_text() == "ours, which is longer" and list(tmp_path.iterdir()) == [path]
 
 
 def test_what_is_not_finite_becomes_null() -> None:
