@@ -27,6 +27,8 @@ from tde_trainer.schema import Config, RunConfig
 ALIASES = {"method": "methods", "from": "stage_one"}
 # These say where and how to run, not what to compute: a resumed run may change them.
 NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "data.workers")
+# And these where things lie and what is said of them: a checkpoint is the same whatever they are.
+PLACES = ("data.root", "data.lists", "data.annotations", "data.download", "data.note", "stage_one")
 
 
 def recipe_names() -> list[str]:
@@ -157,6 +159,13 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Keys under which two configs would compute different things."""
     a, b = flatten(old), flatten(new)
     return sorted(key for key in a.keys() | b.keys() if key not in NOT_PART_OF_A_RUN and a.get(key) != b.get(key))
+
+
+def origin(config: RunConfig, method: str, seed: int) -> dict[str, Any]:
+    """What one training of a run computes, keys dotted: two of which it is the same are the same training."""
+    computed = flatten(asdict(config)).items()
+    left_out = (*NOT_PART_OF_A_RUN, *PLACES, "methods", "seeds")
+    return {"method": method, "seed": seed, **{key: value for key, value in computed if key not in left_out}}
 
 
 def _check(config: RunConfig) -> None:

@@ -18,10 +18,11 @@ from torch.optim import Optimizer
 
 from tde_trainer import checkpoint
 from tde_trainer.checkpoint import Progress
+from tde_trainer.config import origin
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.ranks import process, together
-from tde_trainer.schema import ScheduleConfig
+from tde_trainer.schema import RunConfig, ScheduleConfig
 
 METRICS = "metrics.jsonl"
 Started = Callable[[int], None]  # told the number of epochs already done
@@ -36,11 +37,17 @@ class Cell:
     run: Path
     method: str
     seed: int
+    config: RunConfig
 
     @property
     def directory(self) -> Path:
         """Where its results, metrics and checkpoint go."""
         return self.run / self.method / f"seed{self.seed}"
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What its checkpoint says that it is of."""
+        return origin(self.config, self.method, self.seed)
 
     @property
     def name(self) -> str:
@@ -99,7 +106,7 @@ def taken_up(
     """How far a training has come: its checkpoint, loaded, and the lines of metrics.jsonl."""
     if not (cell.directory / checkpoint.FILE).exists():
         return Progress(cell.seed), []
-    progress = checkpoint.load(cell.directory, network, optimizer, accelerator.scaler)
+    progress = checkpoint.load(cell.directory, network, optimizer, accelerator.scaler, cell.origin)
     return progress, _rows(cell.directory / METRICS, progress.epochs_done)
 
 
@@ -121,7 +128,7 @@ def train_epochs(
             # Metrics first: lines without a checkpoint are dropped on resumption, the reverse would be a gap.
             write_atomic(cell.directory / METRICS, "".join(dumps(row) + "\n" for row in rows))
             trained = accelerator.unwrap_model(training.model)
-            checkpoint.save(cell.directory, trained, training.optimizer, progress, accelerator.scaler)
+            checkpoint.save(cell.directory, trained, training.optimizer, progress, accelerator.scaler, cell.origin)
 
     if not epochs:
         save()
@@ -134,6 +141,16 @@ def train_epochs(
 
 
 def _rows(path: Path, epochs_done: int) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that the checkpoint vouches for."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines[:epochs_done]]
+    """The lines of metrics.jsonl that the checkpoint vouches for.
+
+    Raises:
+        UserError: they are not all there.
+    """
+    try:
+        lines = path.read_bytes().splitlines()[:epochs_done]
+        rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if len(rows) < epochs_done:
+        raise UserError(f"{path} has {len(rows)} lines, while the checkpoint beside it is of {epochs_done} epochs")
+    return rows

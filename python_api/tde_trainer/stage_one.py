@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tde_trainer import results
-from tde_trainer.config import flatten
+from tde_trainer.config import PLACES, flatten
 from tde_trainer.errors import UserError
 from tde_trainer.methods import SecondStage
 from tde_trainer.network import Network
@@ -19,7 +19,7 @@ from tde_trainer.trained import TrainedCell
 
 DEFAULT_METHOD = "linear"
 # Where images lie, how fast they are read and what is said of them: of no matter to what the features are.
-FREE = ("data.root", "data.lists", "data.download", "data.workers", "data.note", "model.pretrained")
+FREE = (*PLACES, "data.workers", "model.pretrained")
 
 
 def stage_one_cell(run: Path, seed: int) -> Path:

@@ -129,10 +129,10 @@ def train_cell(
         optimizer = SGD(
             network.parameter_groups(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
+        # Also where a checkpoint takes the place of all that it sets: results.json says what was chosen.
+        begun = begin_second_stage(network, config, cell.seed, accelerator)
         progress, rows = taken_up(cell, network, optimizer, accelerator)
         started(progress.epochs_done)
-        # A second stage without training follows from the first in one go.
-        begun = {} if progress.epochs_done else begin_second_stage(network, config, cell.seed, accelerator)
 
     training = Training(data, network, optimizer, config, accelerator, cell.seed)
     began = time.perf_counter() - progress.seconds

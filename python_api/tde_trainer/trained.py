@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
 from tde_kernels import FusedTDEHead
 from tde_trainer import checkpoint
-from tde_trainer.config import classifiers, config_from
+from tde_trainer.config import classifiers, config_from, origin
 from tde_trainer.data import DATASETS, LongTailedData
 from tde_trainer.device import make_accelerator
 from tde_trainer.evaluate import Features, extract, extract_alone
@@ -39,6 +40,10 @@ class TrainedCell:
         """How it was trained."""
         return METHODS[self.result.method]
 
+    @property
+    def _origin(self) -> dict[str, Any]:
+        return origin(self.config, self.result.method, self.result.values["seed"])
+
     @cached_property
     def data(self) -> LongTailedData:
         """The images that it was trained and tested with."""
@@ -54,7 +59,7 @@ class TrainedCell:
     def network(self) -> Network:
         """In evaluation mode, on the device."""
         network = build_network(self.config, self.result.method, self.data.channels, self.data.num_classes)
-        checkpoint.load(self.result.directory, network)
+        checkpoint.load(self.result.directory, network, origin=self._origin)
         return network.to(self.device).eval()
 
     @cached_property
@@ -64,7 +69,7 @@ class TrainedCell:
             return self.network.head
         width = next(iter(self._kept.splits.values())).x.shape[1]
         head = self.method.build_head(width, len(self._kept.class_counts), self.config.head, self.config.loss)
-        checkpoint.load_part(self.result.directory, "head", head)
+        checkpoint.load_part(self.result.directory, "head", head, self._origin)
         return head.to(self.device).eval()
 
     def features(self, split: str) -> Features:

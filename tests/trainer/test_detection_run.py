@@ -208,7 +208,9 @@ class TestAlpha:
             assert isinstance(config, DetectionConfig)
             data = load_set(config.data)
             detector = build_detector(config, method, data.class_counts, len(data.train.images))
-            return evaluate_detector(detector, data, config, Cell(tmp_path, method, 0), make_accelerator("fp32"))
+            return evaluate_detector(
+                detector, data, config, Cell(tmp_path, method, 0, config), make_accelerator("fp32")
+            )
 
         return evaluated
 

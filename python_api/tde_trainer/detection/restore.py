@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tde_trainer import checkpoint
+from tde_trainer.config import origin
 from tde_trainer.detection.detector import build_detector
 from tde_trainer.detection.reading import Reader
 from tde_trainer.detection.schema import DetectionConfig
@@ -21,7 +22,7 @@ def reader_of(result: Result, config: DetectionConfig, data: DetectionData) -> R
         UserError: its checkpoint is missing, corrupt, or of another detector.
     """
     detector = build_detector(config, result.method, data.class_counts, len(data.train.images), fetch=False)
-    checkpoint.load(result.directory, detector)
+    checkpoint.load(result.directory, detector, origin=origin(config, result.method, result.values["seed"]))
     accelerator = make_accelerator(config.precision)
     return Reader(detector.to(accelerator.device), data, config, accelerator)
 

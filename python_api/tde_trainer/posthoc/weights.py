@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tde_trainer.errors import UserError
+from tde_trainer.tensor_file import one_line, read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +35,13 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     Raises:
         UserError: it is missing, corrupt, or more than tensors.
     """
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        with torch.serialization.safe_globals(_ARRAYS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"cannot read {path}: {one_line(error)}") from error
+    with torch.serialization.safe_globals(_ARRAYS):
+        content = read_tensors(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} must hold a mapping of names to tensors, got {type(content).__name__}")
     return content
