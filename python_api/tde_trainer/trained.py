@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from tde_trainer import checkpoint
 from tde_trainer.config import classifiers, config_from, origin
 from tde_trainer.data import DATASETS, LongTailedData
 from tde_trainer.device import make_accelerator
+from tde_trainer.errors import UserError
 from tde_trainer.evaluate import Features, extract, extract_alone
 from tde_trainer.feature_file import FILE, FeatureFile, load_features, save_features
 from tde_trainer.methods import METHODS, Method
@@ -31,6 +33,8 @@ class TrainedCell:
     def __init__(self, result: Result, accelerator: Accelerator | None = None) -> None:
         self.result = result
         self.config = classifiers(config_from(result.values["config"]), f"the run of {result.directory}")
+        if result.method not in self.config.methods:
+            raise UserError(f"{result.directory} is of {result.method}, which is none of its config's methods")
         self._accelerator = accelerator
         self.device = (accelerator or make_accelerator(self.config.precision)).device
         self._features: dict[str, Features] = {}
@@ -58,7 +62,9 @@ class TrainedCell:
     @cached_property
     def network(self) -> Network:
         """In evaluation mode, on the device."""
-        network = build_network(self.config, self.result.method, self.data.channels, self.data.num_classes)
+        # Published weights would be fetched for the checkpoint's to take their place.
+        config = replace(self.config, model=replace(self.config.model, pretrained=False))
+        network = build_network(config, self.result.method, self.data.channels, self.data.num_classes)
         checkpoint.load(self.result.directory, network, origin=self._origin)
         return network.to(self.device).eval()
 

@@ -270,8 +270,8 @@ class TestBadInput:
         def offline(*arguments: object, **options: object) -> None:
             raise URLError("no route to host")
 
-        monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
-        with pytest.raises(UserError, match=r"cannot fetch CIFAR10 to .*no route to host"):
+        monkeypatch.setattr("tde_trainer.fetch.download_url_to_file", offline)
+        with pytest.raises(UserError, match=rf"cannot fetch {CIFAR10.url} to {tmp_path}: .*no route to host"):
             load(replace(VALUES, name="cifar10_lt", root=str(tmp_path), download=True))
 
     def test_a_wrong_number_of_classes(self, folder: DataConfig) -> None:

@@ -6,7 +6,8 @@ images; what is reported is the accuracy on the other test images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from tde_trainer.data.longtail import long_tailed_counts, long_tailed_selection
 from tde_trainer.data.pipeline import Pipeline
 from tde_trainer.data.source import Source
 from tde_trainer.errors import UserError
+from tde_trainer.fetch import fetch_archive
 from tde_trainer.schema import DataConfig
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -30,6 +32,7 @@ class Cifar:
 
     dataset: type[CIFAR10]
     num_classes: int
+    sha256: str  # of the archive
 
     def __call__(self, config: DataConfig, seed: int) -> LongTailedData:
         """The long-tailed training images, which ``config.subset_seed`` chooses; ``seed`` chooses nothing.
@@ -55,14 +58,18 @@ class Cifar:
     def _published(self, config: DataConfig, train: bool) -> Source:
         folder = f"{config.root}/{self.dataset.base_folder}"
         try:
-            found = self.dataset(config.root, train=train, download=config.download)
+            # Its files are pickles: torchvision reads those that have the published check sums, and no others.
+            found = self.dataset(config.root, train=train)
         except RuntimeError as error:
+            if config.download:
+                fetch_archive(self.dataset.url, self.sha256, Path(config.root))
+                return self._published(replace(config, download=False), train)
             raise UserError(
                 f"data.root={config.root}: no intact copy of {self.dataset.__name__} in {folder}; data.download=true "
                 "fetches it, data.format=folder reads ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE instead"
             ) from error
         except OSError as error:
-            raise UserError(f"cannot fetch {self.dataset.__name__} to {folder}: {error}") from error
+            raise UserError(f"cannot read {self.dataset.__name__} in {folder}: {error}") from error
         images, labels = torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
 
         def read(indices: Tensor) -> ImageDataset:
@@ -86,5 +93,5 @@ class Cifar:
             )
 
 
-cifar10_lt = Cifar(CIFAR10, 10)
-cifar100_lt = Cifar(CIFAR100, 100)
+cifar10_lt = Cifar(CIFAR10, 10, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce")
+cifar100_lt = Cifar(CIFAR100, 100, "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import cast
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 from tde_trainer.detection.cascade import CascadeRoIHeads, MaskHead, Stage
 from tde_trainer.detection.methods import BoxClassification
 from tde_trainer.detection.schema import DetectionDataConfig, DetectorConfig
+from tde_trainer.fetch import published_weights
 
 POOLED = 7  # bins of a box, a side
 # For each stage the overlap that makes a box foreground, the weights of its regression, and its loss's
@@ -62,12 +64,14 @@ def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
 def _resnet(name: str) -> Callable[[bool, bool], nn.Module]:
     def build(pretrained: bool, fetch: bool) -> nn.Module:
         """Published statistics of batch norm are kept as they are, and with them the first two stages' weights."""
-        backbone: nn.Module = resnet_fpn_backbone(
-            backbone_name=name,
-            weights="DEFAULT" if pretrained and fetch else None,
-            norm_layer=FrozenBatchNorm2d if pretrained else nn.BatchNorm2d,
-            trainable_layers=3 if pretrained else 5,
-        )
+        fetched = pretrained and fetch
+        with published_weights(name) if fetched else nullcontext():
+            backbone: nn.Module = resnet_fpn_backbone(
+                backbone_name=name,
+                weights="DEFAULT" if fetched else None,
+                norm_layer=FrozenBatchNorm2d if pretrained else nn.BatchNorm2d,
+                trainable_layers=3 if pretrained else 5,
+            )
         return backbone
 
     return build

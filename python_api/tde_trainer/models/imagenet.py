@@ -11,6 +11,7 @@ from torchvision.models import resnet
 
 from tde_kernels import FusedTDEHead, replace_head
 from tde_trainer.errors import UserError, unknown
+from tde_trainer.fetch import published_weights
 from tde_trainer.models.backbone import Backbone
 from tde_trainer.schema import ModelConfig
 
@@ -61,9 +62,11 @@ def from_torchvision(name: str, config: ModelConfig, channels: int) -> Backbone:
     if name not in known:
         raise unknown("network of torchvision", name, known)
     _three(f"torchvision:{name}", channels)
-    return beheaded(
-        torchvision.models.get_model(name, weights="DEFAULT" if config.pretrained else None), f"torchvision:{name}"
-    )
+    if not config.pretrained:
+        return beheaded(torchvision.models.get_model(name, weights=None), f"torchvision:{name}")
+    with published_weights(name):
+        model = torchvision.models.get_model(name, weights="DEFAULT")
+    return beheaded(model, f"torchvision:{name}")
 
 
 def from_timm(name: str, config: ModelConfig, channels: int) -> Backbone:
@@ -76,7 +79,12 @@ def from_timm(name: str, config: ModelConfig, channels: int) -> Backbone:
 
     if not timm.is_model(name):
         raise unknown("network of timm", name, timm.list_models())
-    return beheaded(timm.create_model(name, pretrained=config.pretrained, in_chans=channels), f"timm:{name}")
+    if not config.pretrained:
+        return beheaded(timm.create_model(name, in_chans=channels), f"timm:{name}")
+    timm.models.set_pretrained_check_hash(True)
+    with published_weights(name):
+        model = timm.create_model(name, pretrained=True, in_chans=channels)
+    return beheaded(model, f"timm:{name}")
 
 
 def _three(name: str, channels: int) -> None:
