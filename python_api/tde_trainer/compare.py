@@ -85,7 +85,7 @@ def load_summary(path: Path) -> dict[str, Any]:
         UserError: it is neither.
     """
     if path.is_file():
-        return results.with_keys(path, ("rows", "lift", "config", "cells"))
+        return results.with_keys(path, {"rows": list, "lift": dict, "config": dict, "cells": int})
     summary = results.summarize(results.by_method(results.finished_cells(path)))
     return {**summary, **how_made(path)}
 
@@ -96,7 +96,9 @@ def load_grid(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is neither.
     """
-    return results.with_keys(path / results.GRID if path.is_dir() else path, ("rows", "alphas", "config"))
+    return results.with_keys(
+        path / results.GRID if path.is_dir() else path, {"rows": list, "alphas": list, "config": dict}
+    )
 
 
 def rows_of(summary: dict[str, Any], published: PublishedTable) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,17 @@ from tde_trainer.kinds import Kind, kind_of
 
 FILE = "results.json"
 SETTINGS = "run.json"  # at the top of a run: its config and command
+_OF_A_CELL: dict[str, type | tuple[type, ...]] = {
+    "method": str,
+    "seed": int,
+    "config": dict,
+    "versions": dict,
+    "device": str,
+    "class_counts": list,
+    "accuracy": dict,
+    "alpha": (dict, type(None)),
+    "wall_time_s": (int, float),
+}
 GRID = "grid.json"  # at the top of a grid of runs: their validation accuracy
 
 
@@ -41,7 +52,9 @@ def finished_cells(path: Path) -> list[Result]:
         raise UserError(f"no run at {path}")
     if (path / SETTINGS).exists():
         config = settings(path)["config"]
-        folders = [path / method / f"seed{seed}" for method in config["methods"] for seed in config["seeds"]]
+        if not all(isinstance(config.get(key), list) for key in ("methods", "seeds")):
+            raise UserError(f"{path / SETTINGS} was not written by a run: its config has no lists methods and seeds")
+        folders = [path / str(method) / f"seed{seed}" for method in config["methods"] for seed in config["seeds"]]
     else:
         folders = [path]
     found = [_read(folder) for folder in folders if (folder / FILE).exists()]
@@ -61,7 +74,7 @@ def settings(run: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such run.
     """
-    return with_keys(run / SETTINGS, ("config", "command"))
+    return with_keys(run / SETTINGS, {"config": dict, "command": str})
 
 
 def by_method(results: Iterable[Result]) -> dict[str, list[dict[str, Any]]]:
@@ -125,16 +138,19 @@ def _lift(pair: dict[str, dict[str, Any]], measure: str) -> float | None:
 
 
 def _read(folder: Path) -> Result:
-    return Result(folder, with_keys(folder / FILE, ("method", "seed", "config", "accuracy")))
+    return Result(folder, with_keys(folder / FILE, _OF_A_CELL))
 
 
-def with_keys(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
-    """A JSON object that a run wrote, if it has the keys ``wanted``.
+def with_keys(path: Path, wanted: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """A JSON object that a run wrote, if it has the keys ``wanted``, and of these types.
 
     Raises:
         UserError: it is missing, or something else.
     """
     values = read_json(path)
-    if not isinstance(values, dict) or not all(key in values for key in wanted):
+    if not isinstance(values, dict) or not wanted.keys() <= values.keys():
         raise UserError(f"{path} was not written by a run: it lacks one of {', '.join(wanted)}")
+    for key, kind in wanted.items():
+        if not isinstance(values[key], kind):
+            raise UserError(f"{path} was not written by a run: {key} is a {type(values[key]).__name__}")
     return values
