@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.table import Table
@@ -82,6 +83,17 @@ def cuda(wheel: Path, python: Path) -> str:
     return run([python, "-I", "-c", program, Path(core).parent], capture=True).stdout.strip()
 
 
+def tried(wheel: Built) -> None:
+    """Runs an installed wheel, and a training of its trainer, in a fresh environment far from the sources."""
+    folder = WORK / "fresh" / wheel.python
+    python = fresh_environment(folder, interpreter(wheel.python), [f"{wheel.path}[train]"])
+    with TemporaryDirectory() as elsewhere:
+        run([python, "-I", "-m", "tde_kernels"], Path(elsewhere))
+        run([python, "-I", SMOKE], Path(elsewhere))
+        run([python.with_name("tde"), "train", "digits_lt", "seeds=[0]", "train.epochs=1"], Path(elsewhere))
+    shutil.rmtree(folder)
+
+
 def summary(wheels: Sequence[Built]) -> Table:
     """What was built."""
     table = Table("wheel", "MB", "seconds", "CUDA core")
@@ -112,8 +124,7 @@ def release(pythons: Sequence[str], smoke: bool = True) -> None:
     for wheel in wheels:
         run(["auditwheel", "show", wheel.path])
         if smoke:
-            python = fresh_environment(WORK / "fresh", interpreter(wheel.python), [f"{wheel.path}[train]"])
-            run([python, "-I", SMOKE], cwd=Path("/"))
+            tried(wheel)
     console.print(summary(wheels))
     console.print(f"and {sdist.name}, in {DIST}")
 
