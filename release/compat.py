@@ -164,6 +164,17 @@ def table(results: Sequence[Result]) -> Table:
     return shown
 
 
+def markdown(content: dict[str, Any]) -> str:
+    """The table of docs/trust.md, from what :func:`write` has written."""
+    lines = ["| Python | torch | triton | numpy | tests | passed | skipped | failed | minutes |"]
+    lines += ["|---|---|---|---|---|---:|---:|---:|---:|"]
+    for e in content["environments"]:
+        found = [e["versions"].get(name, "") for name in ("python", *SHOWN[:3])]
+        counts = [e["passed"], e["skipped"], len(e["failed"]), f"{e['seconds'] / 60:.0f}"]
+        lines.append(f"| {' | '.join(map(str, [*found, e['tests'], *counts]))} |")
+    return "\n".join(lines) + "\n"
+
+
 def write(path: Path, results: Sequence[Result]) -> None:
     """Writes what docs/trust.md shows."""
     commit = run(["git", "rev-parse", "HEAD"], capture=True).stdout.strip()
@@ -209,6 +220,7 @@ def main() -> int:
             console.print(f"{result.name}: {line}", style="red", markup=False)
     if options.json:
         write(options.json, results)
+        print(markdown(json.loads(options.json.read_text())))
     return 0 if all(result.ok for result in results) else 1
 
 

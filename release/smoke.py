@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tde_kernels import functional as F
 def pools_of_threads() -> list[str]:
     """The OpenMP runtimes that this process has loaded, by path."""
     mapped = Path("/proc/self/maps").read_text().splitlines()
-    return sorted({line.split()[-1] for line in mapped if "omp" in Path(line.split()[-1]).name and ".so" in line})
+    return sorted({found[0] for line in mapped if (found := re.search(r"/\S*/lib[gi]?omp[^/]*$", line))})
 
 
 def head_and_loss() -> None:
