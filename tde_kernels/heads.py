@@ -295,10 +295,10 @@ class FusedTDEHead(nn.Module):
     @torch.no_grad()
     def predict(self, x: Tensor, topk: int = 5, *, alpha: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The ``topk`` largest scores of evaluation and their classes, both ``[..., topk]``, in descending order."""
+        checks.at_most(topk, self.num_classes, "topk")
         strength = self.tde_alpha if alpha is None else alpha
         if self.background_index is None:
             return F.topk(x, self.weight, topk, direction=self.head_direction, alpha=strength, **self._family)
-        checks.at_most(topk, self.num_classes, "topk")
         return reference.lowest_topk(self._exempt(x, strength), topk)
 
     @torch.no_grad()

@@ -67,3 +67,12 @@ def test_every_variable_is_listed() -> None:
     source = "".join(path.read_text() for path in (ROOT / "tde_kernels").rglob("*.py"))
     read = set(re.findall(r'environ(?:\.get\(|\[)"((?:TDE|TRITON)_\w+)"', source))
     assert read == set(re.findall(r"^\| `(\w+)", PAGE.partition("## Environment")[2], re.MULTILINE))
+
+
+def test_why_cuda_was_left_out_is_quoted_as_the_build_says_it() -> None:
+    build = (ROOT / "CMakeLists.txt").read_text()
+    reasons = {
+        re.sub(r"\$\{\w+\}", "...", said) for said in re.findall(r'set\(cuda_status "(left out: [^"]+)"\)', build)
+    }
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    assert reasons == set(re.findall(r"^\| `(left out: [^`]+)`", page, re.MULTILINE))
