@@ -1,7 +1,11 @@
 // The checks of the API: the first that fails is the one told.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <string>
+#include <type_traits>
 
 #include "tde/cross_entropy.h"
 #include "tde/rows.h"
@@ -13,22 +17,41 @@ inline std::string shape(const Matrix& m) {
   return std::string("[").append(std::to_string(m.rows)).append(", ").append(std::to_string(m.cols)).append("]");
 }
 
+// As many of four bytes as 64 bits count.
+constexpr int64_t kMostElements = std::numeric_limits<int64_t>::max() / 4;
+
+inline std::string described(const Matrix& m, const char* name) {
+  return std::string(name) + " " + shape(m) + ", rows " + std::to_string(m.row_stride) + " elements apart, ";
+}
+
 class Check {
  public:
   explicit Check(const char* function) : function_(function) {}
 
-  Check& that(bool holds, const std::string& otherwise) {
-    if (!holds && status_.ok()) status_.error = std::string(function_) + ": " + otherwise;
+  // `otherwise` is what is wrong, or a function that says it: calls that are right then write no sentence.
+  template <typename Sentence>
+  Check& that(bool holds, const Sentence& otherwise) {
+    if (holds || !status_.ok()) return *this;
+    if constexpr (std::is_invocable_v<Sentence>)
+      status_.error = std::string(function_) + ": " + otherwise();
+    else
+      status_.error = std::string(function_) + ": " + otherwise;
     return *this;
   }
   Check& matrix(const Matrix& m, const char* name) {
-    that(m.rows >= 0 && m.cols >= 0, std::string(name) + " has a negative size " + shape(m));
-    that(m.rows * m.cols == 0 || m.data != nullptr, std::string(name) + " " + shape(m) + " has no memory");
-    return that(m.row_stride >= 0,
-                std::string(name) + " " + shape(m) + " has a negative row stride " + std::to_string(m.row_stride));
+    const auto it = [&](const char* what) { return [&m, name, what] { return described(m, name) + what; }; };
+    that(m.rows >= 0 && m.cols >= 0, it("has a negative size"));
+    that(m.row_stride >= 0, it("has a negative row stride"));
+    that(m.rows == 0 || std::max({m.cols, m.row_stride, int64_t{1}}) <= kMostElements / m.rows, it("is too large"));
+    return that(m.rows == 0 || m.cols == 0 || m.data != nullptr, it("has no memory"));
   }
   Check& cpu_matrix(const Matrix& m, const char* name) {
-    return matrix(m, name).that(m.dtype != DType::f16, std::string(name) + " is float16, which the CPU does not serve");
+    return matrix(m, name).that(m.dtype != DType::f16,
+                                [&] { return described(m, name) + "is float16, which the CPU does not serve"; });
+  }
+  Check& cpu_output(const Matrix& m, const char* name) {
+    return cpu_matrix(m, name).that(m.rows <= 1 || m.row_stride >= m.cols,
+                                    [&] { return described(m, name) + "has rows that overlap"; });
   }
   Check& same_shape(const Matrix& a, const Matrix& b, const char* names) {
     return that(a.rows == b.rows && a.cols == b.cols,
@@ -51,7 +74,7 @@ class Check {
   Check& loss(const Matrix& logits, const CrossEntropy& loss, const LossPass& pass) {
     const std::string classes = std::to_string(loss.classes) + " classes";
     that(logits.cols > 0 || logits.rows == 0, "there are no classes");
-    that(pass.first >= 0 && pass.first + logits.cols <= loss.classes,
+    that(pass.first >= 0 && logits.cols >= 0 && logits.cols <= loss.classes && pass.first <= loss.classes - logits.cols,
          "logits " + shape(logits) + " from class " + std::to_string(pass.first) + " on are not of " + classes);
     that(pass.sums || logits.rows == 0 || (pass.take && logits.cols == loss.classes),
          "logits " + shape(logits) + " of " + classes + " need sums");

@@ -55,7 +55,7 @@ bool runs_on_intel() {
 Status normalize_rows(const Matrix& a, const RowTransform& transform, const Matrix& out, const RowByproducts& by,
                       int threads) {
   Check check("normalize_rows");
-  check.cpu_matrix(a, "a").cpu_matrix(out, "out").same_shape(a, out, "a and out").heads(transform, a);
+  check.cpu_matrix(a, "a").cpu_output(out, "out").same_shape(a, out, "a and out").heads(transform, a);
   check.that(transform.direction || (!transform.alpha && !by.projections), "alpha and projections need a direction");
   if (check.status().ok()) choice().kernels->normalize_rows(a, transform, out, by, threads);
   return check.status();
@@ -64,7 +64,7 @@ Status normalize_rows(const Matrix& a, const RowTransform& transform, const Matr
 Status normalize_rows_backward(const Matrix& grad, const Matrix& a, const float* norms, const RowTransform& transform,
                                const Matrix& grad_a, float* grad_divisor, int threads) {
   Check check("normalize_rows_backward");
-  check.cpu_matrix(grad, "grad").cpu_matrix(a, "a").cpu_matrix(grad_a, "grad_a").heads(transform, a);
+  check.cpu_matrix(grad, "grad").cpu_matrix(a, "a").cpu_output(grad_a, "grad_a").heads(transform, a);
   check.same_shape(grad, a, "grad and a").same_shape(grad_a, a, "grad_a and a");
   check.that(grad_a.dtype == a.dtype, "grad_a must have the dtype of a");
   check.that(norms || a.rows == 0, "norms are missing");
@@ -114,6 +114,7 @@ void check_operands(Check& check, const Operands& of) {
   check.that(features.a.cols == weights.a.cols,
              "features " + shape(features.a) + " and weights " + shape(weights.a) + " differ in columns");
   check.that(features.a.dtype == weights.a.dtype, "features and weights differ in dtype");
+  check.that(features.transform.heads == weights.transform.heads, "features and weights differ in heads");
   check.that(features.transform.direction || !features.transform.alpha, "alpha needs a direction");
   check.that(!weights.transform.direction, "the weights have no direction");
 }
@@ -131,6 +132,7 @@ Status small_logits(const Operands& of, const EmaUpdate& update, const Matrix& o
   Check check("small_logits");
   check_operands(check, of);
   check_logits(check, out, of, "out");
+  check.cpu_output(out, "out");
   if (!check.status().ok()) return check.status();
   const int64_t dim = of.features.a.cols;
   std::vector<float> own_sum(update.ema && !update.feature_sum ? dim + 1 : 0);
@@ -146,7 +148,7 @@ Status small_logits_backward(const Operands& of, const Matrix& grad, const Matri
   check_logits(check, grad, of, "grad");
   for (const auto& [gradient, own] : {std::pair{&grad_x, &of.features}, std::pair{&grad_w, &of.weights}}) {
     if (!gradient->data) continue;
-    check.cpu_matrix(*gradient, "a gradient").same_shape(*gradient, own->a, "an operand and its gradient");
+    check.cpu_output(*gradient, "a gradient").same_shape(*gradient, own->a, "an operand and its gradient");
     check.that(gradient->dtype == own->a.dtype, "a gradient must have the dtype of its operand");
   }
   check.that(!grad_divisor || (of.weights.transform.divisor && grad_w.data),
@@ -159,7 +161,7 @@ Status background_exempt(const Matrix& logits, const float* row_projections, con
                          int64_t heads, const float* alpha, int64_t background, bool log, const Matrix& out,
                          int threads) {
   Check check("background_exempt");
-  check.cpu_matrix(logits, "logits").cpu_matrix(out, "out");
+  check.cpu_matrix(logits, "logits").cpu_output(out, "out");
   check.exempt(logits, row_projections, class_projections, heads, alpha, background, out);
   if (check.status().ok())
     choice().kernels->background_exempt(logits, row_projections, class_projections, heads, alpha, background, log, out,
@@ -170,6 +172,7 @@ Status background_exempt(const Matrix& logits, const float* row_projections, con
 Status cross_entropy(const Matrix& logits, const CrossEntropy& loss, const LossPass& pass, int threads) {
   Check check("cross_entropy");
   check.cpu_matrix(logits, "logits").loss(logits, loss, pass);
+  if (pass.gradient) check.cpu_output(logits, "logits");
   if (check.status().ok()) choice().kernels->cross_entropy(logits, loss, pass, threads);
   return check.status();
 }
@@ -191,6 +194,7 @@ Status alpha_sweep(const Lines& lines, const double* alphas, int64_t steps, int6
   Check check("alpha_sweep");
   check_lines(check, lines);
   check.that(steps >= 1 && alphas && winners, "alphas, and memory for the winners, are needed");
+  check.that(steps <= 1 || stride >= lines.logits.rows, "winners of one alpha overlap those of the next");
   if (check.status().ok()) choice().kernels->alpha_sweep(lines, alphas, steps, winners, stride, threads);
   return check.status();
 }

@@ -8,7 +8,8 @@ namespace tde {
 
 enum class DType : int32_t { f32, bf16, f16 };
 
-// A row-major matrix over memory that the caller owns. Columns are contiguous; rows lie `row_stride` elements apart.
+// A row-major matrix over memory that the caller owns. Columns are contiguous; rows lie `row_stride` elements apart, 0
+// where all are the same one. Those of an output must not overlap.
 struct Matrix {
   void* data = nullptr;
   DType dtype = DType::f32;
