@@ -23,7 +23,8 @@ class Pipeline:
     """Random crop, flip and colours in training, then ``(image / 255 - mean) / std`` per channel.
 
     Args:
-        mean, std: per channel, of images in 0 .. 1.
+        mean: per channel, of images in 0 .. 1.
+        std: the same.
         padding: black pixels added on every side, of which the crop leaves as many out again.
         flip: mirror half of the images left to right.
         jitter: brightness, contrast and saturation, in this order, are scaled by factors from ``1 - jitter`` to
