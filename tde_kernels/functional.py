@@ -6,12 +6,13 @@ channels, head direction ``direction [D]``, of unit norm in each head or zero. G
 float32. ``backend`` names one of reference, cpu, cuda, triton, and raises where that cannot serve; None chooses.
 
 Arguments that recur:
-    num_heads: K, which divides D.
-    tau: the temperature; logits carry ``tau / K``.
-    gamma: added to the weight norms by the deconfound normalizer.
-    normalizer: linear, cosine, capsule, deconfound, tau_norm or lws.
-    exponent: p of tau_norm.
-    class_scale: ``[C]``, the learnt divisor of lws.
+
+- ``num_heads``: K, which divides D.
+- ``tau``: the temperature; logits carry ``tau / K``.
+- ``gamma``: added to the weight norms by the deconfound normalizer.
+- ``normalizer``: linear, cosine, capsule, deconfound, tau_norm or lws.
+- ``exponent``: p of tau_norm.
+- ``class_scale``: ``[C]``, the learnt divisor of lws.
 
 Errors: ``ValueError`` and ``TypeError`` name the argument, what came and what was wanted.
 """
