@@ -1,13 +1,18 @@
-"""The site has the repository's layout, so that a link between two pages is the same one in both."""
+"""The site has the repository's layout, so that links between pages are the same in both, and fetches nothing."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 BESIDE = ("*.md", "LICENSE", "examples/*.py")  # of the repository, beside the folder of pages
+FETCHED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -24,3 +29,13 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for path in sorted(path for pattern in BESIDE for path in root.glob(pattern)):
         files.append(of_repository(path.relative_to(root).as_posix()))
     return files
+
+
+def on_post_page(output: str, *, page: Page, **kwargs: Any) -> None:
+    """Refuses a page whose reader's browser would fetch something from elsewhere.
+
+    Raises:
+        PluginError: there is such a script, style sheet or picture.
+    """
+    if found := FETCHED.search(output):
+        raise PluginError(f"{page.file.src_uri} would fetch from elsewhere when read: {found[0]}")
