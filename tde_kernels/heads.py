@@ -44,6 +44,10 @@ class FusedTDEHead(nn.Module):
         device: of the weights and the moving average.
         dtype: of the weights. The moving average is float32 whatever the module is cast to.
 
+    Threads:
+        In evaluation any number may share a head. In training the losses and gradients of several threads are their
+        own, but the moving average, as a batch norm's statistics, is for one at a time: a lock is the caller's.
+
     Shapes:
         features ``[..., in_features]`` to logits ``[..., num_classes]``.
 

@@ -105,3 +105,15 @@ def fused(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Name and device of a fused backend."""
     pair: tuple[str, str] = request.param
     return pair
+
+
+needs_core = pytest.mark.skipif(("cpu", "cpu") not in FUSED, reason="no compiled core")
+
+
+@pytest.fixture(params=["reference", *(("small", "unscaled", "product") if ("cpu", "cpu") in FUSED else ())])
+def cpu_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a backend that compiles nothing: the reference, and the CPU's held to each of its ways."""
+    if request.param == "reference":
+        return "reference"
+    monkeypatch.setattr(cpu, "plan", request.param)
+    return "cpu"

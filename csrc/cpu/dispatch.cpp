@@ -1,6 +1,9 @@
 // The public CPU functions: arguments checked, then handed to the kernels of the best instruction set at hand.
 #include "cpu/dispatch.h"
 
+#include <pthread.h>
+
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -40,6 +43,12 @@ const Choice& choice() {
   return chosen;
 }
 
+// A forked child has its parent's account of a pool of threads, but not the threads: it would wait for them for ever.
+std::atomic<bool> forked{false};
+[[maybe_unused]] const int watches_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+int at_hand(int threads) { return forked ? 1 : threads; }
+
 }  // namespace
 
 const char* cpu_instruction_set() { return choice().name; }
@@ -57,7 +66,7 @@ Status normalize_rows(const Matrix& a, const RowTransform& transform, const Matr
   Check check("normalize_rows");
   check.cpu_matrix(a, "a").cpu_output(out, "out").same_shape(a, out, "a and out").heads(transform, a);
   check.that(transform.direction || (!transform.alpha && !by.projections), "alpha and projections need a direction");
-  if (check.status().ok()) choice().kernels->normalize_rows(a, transform, out, by, threads);
+  if (check.status().ok()) choice().kernels->normalize_rows(a, transform, out, by, at_hand(threads));
   return check.status();
 }
 
@@ -71,21 +80,21 @@ Status normalize_rows_backward(const Matrix& grad, const Matrix& a, const float*
   check.that(transform.direction || !transform.alpha, "alpha needs a direction");
   check.that(transform.divisor || !grad_divisor, "there is no divisor to take the gradient of");
   if (check.status().ok())
-    choice().kernels->normalize_rows_backward(grad, a, norms, transform, grad_a, grad_divisor, threads);
+    choice().kernels->normalize_rows_backward(grad, a, norms, transform, grad_a, grad_divisor, at_hand(threads));
   return check.status();
 }
 
 Status row_norms(const Matrix& a, int64_t heads, float* norms, int threads) {
   Check check("row_norms");
   check.cpu_matrix(a, "a").heads({heads, {}}, a).that(norms || a.rows == 0, "there is nowhere to write the norms");
-  if (check.status().ok()) choice().kernels->row_norms(a, heads, norms, threads);
+  if (check.status().ok()) choice().kernels->row_norms(a, heads, norms, at_hand(threads));
   return check.status();
 }
 
 Status feature_sum(const Matrix& x, const bool* mask, float* feature_sum, int threads) {
   Check check("feature_sum");
   check.cpu_matrix(x, "x").that(feature_sum, "there is nowhere to write the sum");
-  if (check.status().ok()) choice().kernels->feature_sum(x, mask, feature_sum, threads);
+  if (check.status().ok()) choice().kernels->feature_sum(x, mask, feature_sum, at_hand(threads));
   return check.status();
 }
 
@@ -137,7 +146,7 @@ Status small_logits(const Operands& of, const EmaUpdate& update, const Matrix& o
   const int64_t dim = of.features.a.cols;
   std::vector<float> own_sum(update.ema && !update.feature_sum ? dim + 1 : 0);
   float* sum = own_sum.empty() ? update.feature_sum : own_sum.data();
-  choice().kernels->small_logits(of, update.mask, sum, out, threads);
+  choice().kernels->small_logits(of, update.mask, sum, out, at_hand(threads));
   return update.ema ? fold_ema(update.ema, update.num_updates, sum, dim, update.momentum) : Status{};
 }
 
@@ -153,7 +162,8 @@ Status small_logits_backward(const Operands& of, const Matrix& grad, const Matri
   }
   check.that(!grad_divisor || (of.weights.transform.divisor && grad_w.data),
              "the divisor's gradient needs that of weights");
-  if (check.status().ok()) choice().kernels->small_logits_backward(of, grad, grad_x, grad_w, grad_divisor, threads);
+  if (check.status().ok())
+    choice().kernels->small_logits_backward(of, grad, grad_x, grad_w, grad_divisor, at_hand(threads));
   return check.status();
 }
 
@@ -165,15 +175,19 @@ Status background_exempt(const Matrix& logits, const float* row_projections, con
   check.exempt(logits, row_projections, class_projections, heads, alpha, background, out);
   if (check.status().ok())
     choice().kernels->background_exempt(logits, row_projections, class_projections, heads, alpha, background, log, out,
-                                        threads);
+                                        at_hand(threads));
   return check.status();
 }
 
 Status cross_entropy(const Matrix& logits, const CrossEntropy& loss, const LossPass& pass, int threads) {
   Check check("cross_entropy");
   check.cpu_matrix(logits, "logits").loss(logits, loss, pass);
+<<<<<<< Updated upstream
   if (pass.gradient) check.cpu_output(logits, "logits");
   if (check.status().ok()) choice().kernels->cross_entropy(logits, loss, pass, threads);
+=======
+  if (check.status().ok()) choice().kernels->cross_entropy(logits, loss, pass, at_hand(threads));
+>>>>>>> Stashed changes
   return check.status();
 }
 
@@ -194,8 +208,12 @@ Status alpha_sweep(const Lines& lines, const double* alphas, int64_t steps, int6
   Check check("alpha_sweep");
   check_lines(check, lines);
   check.that(steps >= 1 && alphas && winners, "alphas, and memory for the winners, are needed");
+<<<<<<< Updated upstream
   check.that(steps <= 1 || stride >= lines.logits.rows, "winners of one alpha overlap those of the next");
   if (check.status().ok()) choice().kernels->alpha_sweep(lines, alphas, steps, winners, stride, threads);
+=======
+  if (check.status().ok()) choice().kernels->alpha_sweep(lines, alphas, steps, winners, stride, at_hand(threads));
+>>>>>>> Stashed changes
   return check.status();
 }
 
@@ -204,7 +222,7 @@ Status alpha_segments(const Lines& lines, int64_t most, double* starts, int64_t*
   Check check("alpha_segments");
   check_lines(check, lines);
   check.that(most >= 1 && starts && classes && counts, "memory for the segments is needed");
-  if (check.status().ok()) choice().kernels->alpha_segments(lines, most, starts, classes, counts, threads);
+  if (check.status().ok()) choice().kernels->alpha_segments(lines, most, starts, classes, counts, at_hand(threads));
   return check.status();
 }
 

@@ -11,6 +11,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -44,21 +45,31 @@ def check_name(name: str, argument: str = "backend") -> str:
 
 
 _environment = check_name(os.environ["TDE_BACKEND"], "TDE_BACKEND") if os.environ.get("TDE_BACKEND") else None
-_in_use: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """One entry into :func:`use_backend`, no two of which are the same."""
+
+    backend: str
+
+
+_choices: list[_Choice] = []  # that are in force, of all threads; the last one counts
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Within the context every op runs on the backend ``name``, or raises where that cannot serve it.
 
-    The choice belongs to the process, as torch's own precision flags do.
+    The choice belongs to the process, as torch's own precision flags do: autograd's threads make it too. Where several
+    threads are within contexts of their own, that of the last one to enter holds for all; ``backend=`` is of one call.
     """
-    global _in_use
-    outer, _in_use = _in_use, check_name(name)
+    choice = _Choice(check_name(name))
+    _choices.append(choice)
     try:
         yield
     finally:
-        _in_use = outer
+        _choices.remove(choice)
 
 
 def implementation(name: str) -> ModuleType:
@@ -108,7 +119,9 @@ def select(
     Raises:
         ValueError: the backend asked for in code is unknown or cannot serve the op.
     """
-    asked = asked if asked is not None else _in_use
+    if asked is None:
+        latest = _choices[-1:]  # in one step: another thread may leave its context meanwhile
+        asked = latest[0].backend if latest else None
     if only_reference is None and checks.transformed():
         only_reference = "torch.func and forward-mode differentiation follow the reference alone"
     if asked is None:
