@@ -184,9 +184,11 @@ def fold_ema_(ema: Tensor, num_updates: Tensor | None, total: Tensor, momentum: 
     """``ema <- momentum * ema + sum / count`` in place, and one more update counted; nothing where the count is 0."""
     count = total[-1]
     seen = count > 0
-    ema.copy_(torch.where(seen, momentum * ema + total[:-1] / count, ema))
-    if num_updates is not None:
-        num_updates.add_(seen)
+    updated = torch.where(seen, momentum * ema + total[:-1] / count, ema)
+    if num_updates is None:
+        ema.copy_(updated)
+    else:  # both in one call: no interrupt comes in between
+        torch._foreach_copy_([ema, num_updates], [updated, num_updates + seen])
 
 
 @torch.no_grad()

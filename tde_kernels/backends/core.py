@@ -148,7 +148,10 @@ def address(a: Tensor | None) -> int:
 
 
 def mark_written(*tensors: Tensor | None) -> None:
-    """Tells autograd of a write through a bare address, which it cannot see."""
+    """Tells autograd of a write through a bare address, which it cannot see.
+
+    Called before it is made: an interrupt that came in between would leave it unseen.
+    """
     for tensor in tensors:
         if tensor is not None and not tensor.is_inference():
             torch.autograd.graph.increment_version(tensor)

@@ -211,8 +211,8 @@ def update_ema_(ema: Tensor, num_updates: Tensor | None, x: Tensor, mask: Tensor
 
 def fold_ema_(ema: Tensor, num_updates: Tensor | None, total: Tensor, *, momentum: float) -> None:
     """See ``tde::fold_ema_``."""
-    core.compiled().fold_ema(ema.data_ptr(), core.address(num_updates), total.data_ptr(), ema.shape[0], momentum)
     core.mark_written(ema, num_updates)
+    core.compiled().fold_ema(ema.data_ptr(), core.address(num_updates), total.data_ptr(), ema.shape[0], momentum)
 
 
 def background_exempt(p: Grouped, *, background: int, log: bool, dtype: torch.dtype) -> Tensor:

@@ -30,8 +30,8 @@ def logits(p: Grouped, intake: Intake, sums: Tensor | None) -> Tensor:
     z = torch.empty((x.shape[0], w.shape[0]), dtype=x.dtype, device=x.device)
     mask, ema, num_updates, momentum, _ = intake
     update = compiled.EmaUpdate(address(ema), address(num_updates), address(mask), momentum, address(sums))
-    compiled.small_logits(core.operands(p, x, w), update, z.data_ptr(), torch.get_num_threads())
     core.mark_written(ema, num_updates)
+    compiled.small_logits(core.operands(p, x, w), update, z.data_ptr(), torch.get_num_threads())
     return z
 
 

@@ -25,9 +25,9 @@ def take_in(x: Tensor, intake: Intake, sums: Tensor) -> None:
     features = core.matrix(x)
     floats, counters = scratch(x, core.compiled().cuda_update_ema_scratch(features))
     update = ema_update(intake, sums)
+    core.mark_written(intake.ema, intake.num_updates)
     with stream_of(x) as stream:
         core.compiled().cuda_update_ema(features, update, floats.data_ptr(), counters.data_ptr(), stream)
-    core.mark_written(intake.ema, intake.num_updates)
 
 
 def update_ema_(ema: Tensor, num_updates: Tensor | None, x: Tensor, mask: Tensor | None, *, momentum: float) -> None:
@@ -44,8 +44,8 @@ def feature_sum(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def fold_ema_(ema: Tensor, num_updates: Tensor | None, total: Tensor, *, momentum: float) -> None:
     """See ``tde::fold_ema_``."""
+    core.mark_written(ema, num_updates)
     with stream_of(ema) as stream:
         core.compiled().cuda_fold_ema(
             ema.data_ptr(), core.address(num_updates), total.data_ptr(), ema.shape[0], momentum, stream
         )
-    core.mark_written(ema, num_updates)

@@ -33,6 +33,7 @@ def logits(p: Grouped, intake: Intake, sums: Tensor, dtype: torch.dtype) -> tupl
     x, w = core.dense_rows(p.x), core.dense_rows(p.w)
     z = x.new_empty((x.shape[0], w.shape[0]), dtype=dtype)
     floats, counters = scratch(x, core.compiled().cuda_small_logits_scratch(*x.shape))
+    core.mark_written(intake.ema, intake.num_updates)
     with stream_of(x) as stream:
         core.compiled().cuda_small_logits(
             _operand(p.features, x),
@@ -43,7 +44,6 @@ def logits(p: Grouped, intake: Intake, sums: Tensor, dtype: torch.dtype) -> tupl
             counters.data_ptr(),
             stream,
         )
-    core.mark_written(intake.ema, intake.num_updates)
     return z, Kept()
 
 

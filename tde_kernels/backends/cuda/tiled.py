@@ -92,8 +92,8 @@ def logits(p: Grouped, intake: Intake, sums: Tensor, dtype: torch.dtype) -> tupl
     """The logits and what :func:`saves` lists; ``sums [D + 1]`` is filled if it is asked for."""
     saved = core.allocated(p.x, saves(p))
     update = ema_update(intake, sums)
-    z = _run(p, p.features, dtype, norms=(saved.x_norms, saved.w_norms), update=update)
     core.mark_written(intake.ema, intake.num_updates)
+    z = _run(p, p.features, dtype, norms=(saved.x_norms, saved.w_norms), update=update)
     return z, saved
 
 

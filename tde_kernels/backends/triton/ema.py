@@ -178,8 +178,8 @@ def take_in(x: Tensor, intake: Intake) -> Tensor | None:
         "blocks": blocks,
         "column_blocks": column_blocks,
     }
-    launch.run(_column_sums, blocks * column_blocks, x.device, arguments, _SUM)
     core.mark_written(intake.ema, intake.num_updates)
+    launch.run(_column_sums, blocks * column_blocks, x.device, arguments, _SUM)
     return None if update is None else update.sums
 
 
@@ -199,5 +199,5 @@ def fold_ema_(ema: Tensor, num_updates: Tensor | None, total: Tensor, *, momentu
     """See ``tde::fold_ema_``."""
     dim = ema.shape[0]
     arguments = {"ema": ema, "num_updates": num_updates, "total": total, "dim": dim, "momentum": momentum}
-    launch.run(_fold, triton.cdiv(dim, _FOLD["BLOCK"]), ema.device, arguments, _FOLD)
     core.mark_written(ema, num_updates)
+    launch.run(_fold, triton.cdiv(dim, _FOLD["BLOCK"]), ema.device, arguments, _FOLD)

@@ -149,8 +149,8 @@ def logits(p: Grouped, intake: Intake, dtype: torch.dtype) -> tuple[Tensor, Kept
         z, sums = PASSES.product(x_hat, w_hat), take_in(p.x, intake)
     else:
         shift = "none" if p.direction is None else "subtracted"
-        z, sums = _single_pass(p, dtype, dtype, shift, (x_norms, w_norms, along_x, None), intake)
         core.mark_written(intake.ema, intake.num_updates)
+        z, sums = _single_pass(p, dtype, dtype, shift, (x_norms, w_norms, along_x, None), intake)
     return z, kept, sums
 
 
