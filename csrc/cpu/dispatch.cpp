@@ -182,12 +182,8 @@ Status background_exempt(const Matrix& logits, const float* row_projections, con
 Status cross_entropy(const Matrix& logits, const CrossEntropy& loss, const LossPass& pass, int threads) {
   Check check("cross_entropy");
   check.cpu_matrix(logits, "logits").loss(logits, loss, pass);
-<<<<<<< Updated upstream
   if (pass.gradient) check.cpu_output(logits, "logits");
-  if (check.status().ok()) choice().kernels->cross_entropy(logits, loss, pass, threads);
-=======
   if (check.status().ok()) choice().kernels->cross_entropy(logits, loss, pass, at_hand(threads));
->>>>>>> Stashed changes
   return check.status();
 }
 
@@ -208,12 +204,8 @@ Status alpha_sweep(const Lines& lines, const double* alphas, int64_t steps, int6
   Check check("alpha_sweep");
   check_lines(check, lines);
   check.that(steps >= 1 && alphas && winners, "alphas, and memory for the winners, are needed");
-<<<<<<< Updated upstream
   check.that(steps <= 1 || stride >= lines.logits.rows, "winners of one alpha overlap those of the next");
-  if (check.status().ok()) choice().kernels->alpha_sweep(lines, alphas, steps, winners, stride, threads);
-=======
   if (check.status().ok()) choice().kernels->alpha_sweep(lines, alphas, steps, winners, stride, at_hand(threads));
->>>>>>> Stashed changes
   return check.status();
 }
 
