@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import os
+import runpy
 import socket
 import warnings
 from pathlib import Path
@@ -120,6 +121,23 @@ def test_a_message_that_is_another_is_red() -> None:
     run(blocks[0])
     with pytest.raises(AssertionError, match="something else"):
         run(blocks[1])
+
+
+@pytest.mark.parametrize(
+    ("element", "refused"),
+    [
+        ('<link rel="stylesheet" href="https://fonts.example/css">', True),
+        ('<link href="//fonts.example" rel="preconnect">', True),
+        ("<script async src=https://cdn.example/mathjax.js>", True),
+        ('<img alt="plot" src="http://example.org/plot.png">', True),
+        ('<link rel="canonical" href="http://localhost:8000/index.html">', False),
+        ('<script src="../assets/search.js">', False),
+        ('<a href="https://arxiv.org/abs/2009.12991">', False),
+    ],
+)
+def test_no_page_fetches_from_elsewhere(element: str, refused: bool) -> None:
+    hooks = runpy.run_path(str(ROOT / "docs" / "site" / "hooks.py"))
+    assert bool(hooks["FETCHED"].search(f"<p>text</p>{element}")) == refused
 
 
 @pytest.mark.parametrize("comment", ["<!-- test: skip -->", "<!-- test: set-up\nx = 1\n-->", "<!-- test: skip, no -->"])

@@ -12,7 +12,11 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 BESIDE = ("*.md", "LICENSE", "examples/*.py")  # of the repository, beside the folder of pages
-FETCHED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
+# A link element names the page's own address too (canonical), and its neighbours
+FETCHED = re.compile(
+    r"<(?:script|img|iframe|source|link(?![^>]*rel=\"(?:canonical|prev|next)\"))\b"
+    r"[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>"
+)
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
