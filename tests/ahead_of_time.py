@@ -43,10 +43,16 @@ class CompileOnly:
         return 0
 
 
-def spills(compiled: Any, target: GPUTarget) -> int:
-    """Bytes of stack and local memory; on AMD, vector registers spilled (scalar ones spill to vector registers)."""
+def resources(compiled: Any, target: GPUTarget) -> tuple[int, int]:
+    """A thread's registers, and its bytes of stack and local memory; on AMD, vector registers and those spilled.
+
+    (Scalar ones spill to vector registers.)
+    """
     if target.backend == "hip":
-        return sum(map(int, re.findall(r"vgpr_spill_count:\s+(\d+)", compiled.asm["amdgcn"])))
+        used, spilt = (
+            re.findall(rf"vgpr_{what}:\s+(\d+)", compiled.asm["amdgcn"]) for what in ("count", "spill_count")
+        )
+        return max(map(int, used)), sum(map(int, spilt))
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -55,7 +61,7 @@ def spills(compiled: Any, target: GPUTarget) -> int:
             [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
         ).stdout
     found = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    return sum(int(stack) + int(local) for _, stack, local in found)
+    return max(int(used) for used, _, _ in found), sum(int(stack) + int(local) for _, stack, local in found)
 
 
 def instructions(compiled: Any) -> list[str]:
@@ -79,11 +85,13 @@ class Recorder:
         if compiled.hash in self.seen:
             return
         self.seen.add(compiled.hash)
+        registers, spilt = resources(compiled, self.target)
         report = {
             "kernel": kernel.__name__,
             "case": self.case,
             "config": config,
-            "spills": spills(compiled, self.target),
+            "registers": registers,
+            "spills": spilt,
             "shared": compiled.metadata.shared,
             "instructions": instructions(compiled),
             "dots": compiled.asm["ttir"].count("tt.dot"),

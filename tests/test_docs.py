@@ -48,10 +48,12 @@ def run(blocks: list[Block]) -> None:
     """Runs a page's Python, in order and in one namespace; a traceback names the page's own lines."""
     namespace: dict[str, Any] = {"__name__": "page"}
     for block in blocks:
-        if block.language == "python" and not block.skip:
+        if block.skip or block.quoted:
+            continue
+        if block.language == "python":
             code = "\n" * (block.line - 1) + block.code
             exec(compile(code, str(block.page), "exec"), namespace)
-        elif block.language == "pycon" and not block.skip:
+        elif block.language == "pycon":
             converse(block, namespace)
 
 
@@ -89,8 +91,10 @@ def test_data() -> None:
 
 
 def test_sources_are_quoted_as_they_are() -> None:
-    sources = [dense(path.read_text()) for path in (ROOT / "csrc").rglob("*.*")]
-    for block in in_language("cpp"):
+    paths = [*(ROOT / "csrc").rglob("*.*"), *(ROOT / "tde_kernels").rglob("*.py")]
+    sources = [dense(path.read_text()) for path in paths]
+    quotations = [*in_language("cpp"), *(block for block in in_language("python") if block.quoted)]
+    for block in quotations:
         for part in block.code.split("...\n"):
             assert any(dense(part) in source for source in sources), f"{block}: no source has\n{part}"
 
