@@ -164,28 +164,30 @@ def table(results: Sequence[Result]) -> Table:
     return shown
 
 
+def write(path: Path, results: Sequence[Result]) -> dict[str, Any]:
+    """Writes the results, among those of environments that did not run this time; returns all."""
+    commit = run(["git", "rev-parse", "--short", "HEAD"], capture=True).stdout.strip()
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {'a GPU' if shutil.which('nvidia-smi') else 'no GPU'}"
+    run_now = {"date": date.today().isoformat(), "commit": commit, "machine": machine}
+    known = json.loads(path.read_text())["environments"] if path.exists() else {}
+    known |= {result.name: {**asdict(result), **run_now} for result in results}
+    content = {
+        "command": "make compat",
+        "environments": {e.name: known[e.name] for e in ENVIRONMENTS if e.name in known},
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return content
+
+
 def markdown(content: dict[str, Any]) -> str:
-    """The table of docs/trust.md, from what :func:`write` has written."""
+    """The table of docs/trust.md, from what :func:`write` returns."""
     lines = ["| Python | torch | triton | numpy | tests | passed | skipped | failed | minutes |"]
     lines += ["|---|---|---|---|---|---:|---:|---:|---:|"]
-    for e in content["environments"]:
+    for e in content["environments"].values():
         found = [e["versions"].get(name, "") for name in ("python", *SHOWN[:3])]
         counts = [e["passed"], e["skipped"], len(e["failed"]), f"{e['seconds'] / 60:.0f}"]
         lines.append(f"| {' | '.join(map(str, [*found, e['tests'], *counts]))} |")
     return "\n".join(lines) + "\n"
-
-
-def write(path: Path, results: Sequence[Result]) -> None:
-    """Writes what docs/trust.md shows."""
-    commit = run(["git", "rev-parse", "HEAD"], capture=True).stdout.strip()
-    content: dict[str, Any] = {
-        "command": "make compat",
-        "date": date.today().isoformat(),
-        "commit": commit,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, no GPU",
-        "environments": [asdict(result) for result in results],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -219,8 +221,7 @@ def main() -> int:
         for line in [*result.failed, *filter(None, [result.problem])]:
             console.print(f"{result.name}: {line}", style="red", markup=False)
     if options.json:
-        write(options.json, results)
-        print(markdown(json.loads(options.json.read_text())))
+        print(markdown(write(options.json, results)))
     return 0 if all(result.ok for result in results) else 1
 
 
