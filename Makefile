@@ -70,7 +70,7 @@ release-tools: install # beside the rest only where a release is made
 wheel: release-tools ## Build dist/: sdist and checked wheel, CUDA inside where there is nvcc; PYTHONS="3.10 3.11" for several
 	$(BIN)/python -m release.wheel $(if $(PYTHONS),--pythons $(PYTHONS))
 
-compat: release-tools ## Test the wheel with the oldest and newest torch, Python 3.10 to 3.13 (an hour or two); ONLY="oldest newest" for some
+compat: release-tools ## Test wheels with the oldest and newest torch, Python 3.10 to 3.13 (an hour); ONLY="oldest" for some
 	$(BIN)/python -m release.compat $(ONLY)
 
 clean: ## Remove what was built, not what was trained
