@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 IN_PARALLEL := -n auto --maxprocesses 8 --dist worksteal
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+SOURCES := pyproject.toml requirements/build.txt requirements/dev.txt setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs docs-serve lint format bench bench-quick gpu-check release-tools wheel compat clean
+.PHONY: help install demo test docs docs-serve lint format bench bench-quick gpu-check release-tools lock wheel compat clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -16,7 +17,9 @@ install: $(VENV)/installed ## Make .venv and install the package in it, editable
 $(VENV)/installed: $(SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing tde_kernels into $(VENV); the first time fetches torch (some minutes)."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@$(PIP) install --require-hashes --no-deps -r requirements/build.txt
+	@$(PIP) install --require-hashes --no-deps --no-build-isolation -r requirements/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m tde_kernels
 	@touch $@
 
@@ -64,8 +67,10 @@ gpu-check: ## With a GPU: build, test, sanitise and measure with the python at h
 	$(PYTHON) -m bench.gpu_check
 
 release-tools: install # beside the rest only where a release is made
-	@test -x $(BIN)/uv || $(BIN)/pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml --extra release
+	@$(PIP) install --require-hashes --no-deps -r requirements/release.txt
+
+lock: release-tools ## Pin and hash requirements/ anew from pyproject.toml; UPGRADE=1 takes the newest of all
+	$(BIN)/python -m release.lock $(if $(UPGRADE),--upgrade)
 
 wheel: release-tools ## Build dist/: sdist and checked wheel, CUDA inside where there is nvcc; PYTHONS="3.10 3.11" for several
 	$(BIN)/python -m release.wheel $(if $(PYTHONS),--pythons $(PYTHONS))
