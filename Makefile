@@ -41,11 +41,14 @@ docs: install ## Build the documentation into build/site; a broken link fails
 docs-serve: install ## Show the documentation at localhost:8000, built anew when a page changes
 	$(BIN)/mkdocs serve
 
-lint: install ## Check formatting, lint and types
+lint: install ## Check formatting, lint, types, licences, and for known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
 	$(BIN)/mypy
+	$(BIN)/pip --disable-pip-version-check check
+	$(BIN)/python -m release.licences
+	$(BIN)/python -m release.audit
 
 format: install ## Put formatting right
 	$(BIN)/ruff format .
