@@ -19,7 +19,7 @@ $(VENV)/installed: $(SOURCES)
 	@echo "Installing tde_kernels into $(VENV); the first time fetches torch (some minutes)."
 	@$(PIP) install --require-hashes --no-deps -r requirements/build.txt
 	@$(PIP) install --require-hashes --no-deps --no-build-isolation -r requirements/dev.txt
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m tde_kernels
 	@touch $@
 
