@@ -19,6 +19,8 @@ import yaml
 from docs_blocks import PAGES, ROOT, Block, in_language, of_page, parse
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+import tde_kernels
+
 PYTHON = [page for page in PAGES if any(block.language in ("python", "pycon") for block in of_page(page))]
 SKIPPED = [block for page in PAGES for block in of_page(page) if block.skip]
 OTHERS = ("bash", "cpp", "json", "pycon", "python", "text", "yaml")
@@ -46,7 +48,7 @@ def aside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def run(blocks: list[Block]) -> None:
     """Runs a page's Python, in order and in one namespace; a traceback names the page's own lines."""
-    namespace: dict[str, Any] = {"__name__": "page"}
+    namespace: dict[str, Any] = {"__name__": "page", "__file__": str(blocks[0].page)}
     for block in blocks:
         if block.skip or block.quoted:
             continue
@@ -91,7 +93,7 @@ def test_data() -> None:
 
 
 def test_sources_are_quoted_as_they_are() -> None:
-    paths = [*(ROOT / "csrc").rglob("*.*"), *(ROOT / "tde_kernels").rglob("*.py")]
+    paths = [*(ROOT / "csrc").rglob("*.*"), *Path(tde_kernels.__file__).parent.rglob("*.py")]
     sources = [dense(path.read_text()) for path in paths]
     quotations = [*in_language("cpp"), *(block for block in in_language("python") if block.quoted)]
     for block in quotations:
