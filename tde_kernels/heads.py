@@ -58,6 +58,7 @@ class FusedTDEHead(nn.Module):
         num_updates: int64 buffer, batches that the average has taken in.
     """
 
+    _version = 1  # of state_dict; to be raised where an older version would go wrong with what this one writes
     weight: nn.Parameter
     class_scale: nn.Parameter | None
     tde_alpha: Tensor
@@ -188,9 +189,18 @@ class FusedTDEHead(nn.Module):
         self._settle()
         super()._save_to_state_dict(*args)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        written = local_metadata.get("version", self._version)
+        if written > self._version:
+            errors: list[str] = args[-1]
+            errors.append(
+                f"{prefix}* is of a newer version of the head: its format is {written}, known is {self._version}"
+            )
+            return
         self.pending_sum.forget()
-        super()._load_from_state_dict(*args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     @property
     def alpha(self) -> Tensor:

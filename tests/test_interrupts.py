@@ -99,7 +99,7 @@ def test_ctrl_c_in_a_long_step() -> None:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=120)
     assert out.split() == ["interrupted", "lives"] and process.returncode == 0, errors[-3000:]
 
 
