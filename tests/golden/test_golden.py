@@ -160,8 +160,8 @@ def test_a_trainers_run(release: str) -> None:
     """Its accuracy is what it was, with TDE and without, from the checkpoint and the run's own settings."""
     (cell,) = results.finished_cells(HERE / release / "run")
     for mode, groups in evaluate_cell(cell, cell.values["alpha"]["value"]).items():
-        then = cell.values["accuracy"][mode]
-        assert {group: groups[group] for group in then} == pytest.approx(then, abs=1e-6), mode
+        for group, then in cell.values["accuracy"][mode].items():
+            assert groups[group] == pytest.approx(then, abs=1e-4), (mode, group)
 
 
 def newer(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
