@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 SOURCES := pyproject.toml requirements/build.txt requirements/dev.txt setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs docs-serve lint format bench bench-quick gpu-check release-tools lock wheel compat clean
+.PHONY: help install demo test sanitize docs docs-serve lint format bench bench-quick gpu-check release-tools lock wheel compat clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ test: install ## Run all tests
 	$(BIN)/python -m pytest tests -q $(IN_PARALLEL)
 	$(BIN)/python -m pytest bench --benchmark-disable --shapes cifar100 -q $(IN_PARALLEL)
 	$(BIN)/python tests/emulated.py -q $(IN_PARALLEL)
+	$(BIN)/python tests/sanitized.py --c-api address
+
+sanitize: install ## Test the compiled core under the sanitizers of addresses, undefined behaviour and threads
+	$(BIN)/python tests/sanitized.py
 
 # The site's builder has a successor, and says so at length
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1
@@ -44,7 +48,7 @@ docs-serve: install ## Show the documentation at localhost:8000, built anew when
 lint: install ## Check formatting, lint, types, licences, and for known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.[ch]*')
 	$(BIN)/mypy
 	$(BIN)/pip --disable-pip-version-check check
 	$(BIN)/python -m release.licences
@@ -53,7 +57,7 @@ lint: install ## Check formatting, lint, types, licences, and for known vulnerab
 format: install ## Put formatting right
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.[ch]*')
 
 bench: install ## Measure on this CPU: bench/results, docs/performance.md and its plots (half an hour or more)
 	@mkdir -p bench/results

@@ -49,6 +49,9 @@ std::atomic<bool> forked{false};
 
 int at_hand(int threads) { return forked ? 1 : threads; }
 
+// One of no columns needs no memory.
+bool has_direction(const RowTransform& transform, const Matrix& a) { return transform.direction || a.cols == 0; }
+
 }  // namespace
 
 const char* cpu_instruction_set() { return choice().name; }
@@ -65,7 +68,8 @@ Status normalize_rows(const Matrix& a, const RowTransform& transform, const Matr
                       int threads) {
   Check check("normalize_rows");
   check.cpu_matrix(a, "a").cpu_output(out, "out").same_shape(a, out, "a and out").heads(transform, a);
-  check.that(transform.direction || (!transform.alpha && !by.projections), "alpha and projections need a direction");
+  check.that(has_direction(transform, a) || (!transform.alpha && !by.projections),
+             "alpha and projections need a direction");
   if (check.status().ok()) choice().kernels->normalize_rows(a, transform, out, by, at_hand(threads));
   return check.status();
 }
@@ -77,7 +81,7 @@ Status normalize_rows_backward(const Matrix& grad, const Matrix& a, const float*
   check.same_shape(grad, a, "grad and a").same_shape(grad_a, a, "grad_a and a");
   check.that(grad_a.dtype == a.dtype, "grad_a must have the dtype of a");
   check.that(norms || a.rows == 0, "norms are missing");
-  check.that(transform.direction || !transform.alpha, "alpha needs a direction");
+  check.that(has_direction(transform, a) || !transform.alpha, "alpha needs a direction");
   check.that(transform.divisor || !grad_divisor, "there is no divisor to take the gradient of");
   if (check.status().ok())
     choice().kernels->normalize_rows_backward(grad, a, norms, transform, grad_a, grad_divisor, at_hand(threads));
@@ -124,7 +128,7 @@ void check_operands(Check& check, const Operands& of) {
              "features " + shape(features.a) + " and weights " + shape(weights.a) + " differ in columns");
   check.that(features.a.dtype == weights.a.dtype, "features and weights differ in dtype");
   check.that(features.transform.heads == weights.transform.heads, "features and weights differ in heads");
-  check.that(features.transform.direction || !features.transform.alpha, "alpha needs a direction");
+  check.that(has_direction(features.transform, features.a) || !features.transform.alpha, "alpha needs a direction");
   check.that(!weights.transform.direction, "the weights have no direction");
 }
 
@@ -203,7 +207,8 @@ Status alpha_sweep(const Lines& lines, const double* alphas, int64_t steps, int6
                    int threads) {
   Check check("alpha_sweep");
   check_lines(check, lines);
-  check.that(steps >= 1 && alphas && winners, "alphas, and memory for the winners, are needed");
+  check.that(steps >= 1 && alphas && (winners || lines.logits.rows == 0),
+             "alphas, and memory for the winners, are needed");
   check.that(steps <= 1 || stride >= lines.logits.rows, "winners of one alpha overlap those of the next");
   if (check.status().ok()) choice().kernels->alpha_sweep(lines, alphas, steps, winners, stride, at_hand(threads));
   return check.status();
@@ -213,7 +218,8 @@ Status alpha_segments(const Lines& lines, int64_t most, double* starts, int64_t*
                       int threads) {
   Check check("alpha_segments");
   check_lines(check, lines);
-  check.that(most >= 1 && starts && classes && counts, "memory for the segments is needed");
+  check.that(most >= 1 && ((starts && classes && counts) || lines.logits.rows == 0),
+             "memory for the segments is needed");
   if (check.status().ok()) choice().kernels->alpha_segments(lines, most, starts, classes, counts, at_hand(threads));
   return check.status();
 }

@@ -148,6 +148,20 @@ void gradient_in_place() {
   expect(of.grad.values() == grad_a.values(), "another gradient in the place of grad");
 }
 
+// As a tensor that is expanded has it.
+void one_row_for_all() {
+  const Grid one(DType::f32, 1, 130), all(DType::f32, 300, 130), expanded(DType::f32, 300, 130);
+  Random random(9);
+  one.fill([&](int64_t, int64_t) { return random(); });
+  all.fill([&](int64_t, int64_t c) { return one.at(0, c); });
+  Matrix row = one;
+  row.rows = 300, row.row_stride = 0;
+  const Grid out(DType::f32, 300, 130);
+  expect_ok(normalize_rows(row, {2, {0, 1}}, expanded, {}, 2));
+  expect_ok(normalize_rows(all, {2, {0, 1}}, out, {}, 2));
+  expect(out.values() == expanded.values(), "another result for rows that are one");
+}
+
 void what_is_wrong_is_refused() {
   const Grid a(DType::f32, 2, 6), other(DType::f32, 3, 6), half(DType::bf16, 2, 6);
   const Array<float> some(6);
@@ -189,5 +203,6 @@ int main() {
   using namespace tde::testing;
   return run({{"against plain loops", against_plain_loops},
               {"gradient in place", gradient_in_place},
+              {"one row for all", one_row_for_all},
               {"what is wrong is refused", what_is_wrong_is_refused}});
 }

@@ -1,4 +1,5 @@
-// Several callers at once, each with threads of its own: they share operands, and nothing else.
+// All of the API in a row: by several callers at once, who share their operands and nothing else, and on any numbers.
+#include <limits>
 #include <thread>
 
 #include "tde/alpha_sweep.h"
@@ -12,19 +13,23 @@ namespace {
 
 constexpr int64_t kBatch = 260, kDim = 128, kClasses = 129, kHeads = 2;
 
-// What the callers share.
+// Everybody's operands.
 struct Shared {
   Grid x{DType::f32, kBatch, kDim}, w{DType::f32, kClasses, kDim};
   Array<float> direction{kDim}, alpha{1}, scale{kBatch}, along_x{kBatch * kHeads}, along_w{kClasses * kHeads};
   Array<int64_t> labels{kBatch};
   Array<double> alphas{std::vector<double>{0, 1, 2, 3}};
 
-  Shared() {
+  explicit Shared(const std::vector<float>& numbers) {
     Random random(8);
-    x.fill([&](int64_t, int64_t) { return random(); });
-    w.fill([&](int64_t, int64_t) { return random(); });
-    for (const auto* numbers : {&direction, &alpha, &scale, &along_x, &along_w})
-      for (int64_t i = 0; i < numbers->size(); ++i) (*numbers)[i] = static_cast<float>(random());
+    const auto draw = [&] {
+      const double share = (random() + 1) / 2;
+      return numbers.empty() ? random() : numbers[static_cast<size_t>(share * static_cast<double>(numbers.size()))];
+    };
+    x.fill([&](int64_t, int64_t) { return draw(); });
+    w.fill([&](int64_t, int64_t) { return draw(); });
+    for (const auto* each : {&direction, &alpha, &scale, &along_x, &along_w})
+      for (int64_t i = 0; i < each->size(); ++i) (*each)[i] = static_cast<float>(draw());
     for (int64_t r = 0; r < kBatch; ++r) labels[r] = r % kClasses;
   }
 };
@@ -58,7 +63,7 @@ Results through(const Shared& of, int threads) {
 }
 
 void several_callers() {
-  const Shared of;
+  const Shared of({});
   constexpr int kCallers = 4;
   std::vector<Results> results(kCallers);
   std::vector<std::thread> callers;
@@ -69,10 +74,20 @@ void several_callers() {
   for (const Results& each : results) expect(each == alone, "another result where others call too");
 }
 
+void any_numbers() {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> finite{0, -0.f, 1e-45f, -1e-38f, 1e-20f, -1, 1, 1e20f, -3e38f};
+  const std::vector<float> all{0, 1e-45f, -1, 1, 3e38f, kInfinity, -kInfinity, NAN};
+  for (const auto& numbers : {finite, all}) {
+    const Shared of(numbers);
+    same_for_all_threads([&](int threads) { return through(of, threads); });
+  }
+}
+
 }  // namespace
 }  // namespace tde::testing
 
 int main() {
   using namespace tde::testing;
-  return run({{"several callers", several_callers}});
+  return run({{"several callers", several_callers}, {"any numbers", any_numbers}});
 }
