@@ -54,6 +54,7 @@ def _sweep(
             tile_n,
             tiles_n,
             "apart",
+            False,
             OPERAND,
             PRECISION,
             BLOCK_M,

@@ -42,6 +42,7 @@ def effects(
     tile_n,
     tiles_n,
     SHIFT: tl.constexpr,
+    INTAKE: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -52,7 +53,7 @@ def effects(
 
     ``SHIFT``: "none" leaves the direction out; "subtracted" returns ``total - alpha * shift`` as total; "apart" returns
     both. Norms and projections of ``x`` are written where ``tile_n`` is 0, those of ``w`` where ``tile_m`` is 0. With
-    an :class:`Update` it also writes the masked column sums of its share of the feature blocks.
+    INTAKE ``update`` is an :class:`Update`, and the masked column sums of its share of the feature blocks are written too.
     """
     row = tl.cast(tile_m, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.cast(tile_n, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -62,7 +63,7 @@ def effects(
 
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     shift = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    if update is not None:
+    if INTAKE:
         counted = row_exists
         if update.mask is not None:
             counted = tl.load(update.mask + row, mask=row_exists, other=0).to(tl.int1)
@@ -94,7 +95,7 @@ def effects(
                 x_along += tl.sum(x_tile.to(tl.float32) * towards, 1)
                 w_along += tl.sum(w_tile.to(tl.float32) * towards, 1)
             product = dot(rounded(x_tile, OPERAND), tl.trans(rounded(w_tile, OPERAND)), product, PRECISION)
-            if update is not None:
+            if INTAKE:
                 if block % tiles_n == tile_n:  # this program's share of the blocks
                     taken = tl.where(counted[:, None], x_tile.to(tl.float32), 0.0)
                     place = update.partial_sums + (tl.cast(tile_m, tl.int64) * heads + head) * width + channel

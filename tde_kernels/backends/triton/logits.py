@@ -34,6 +34,7 @@ def _grouped_logits(
     width,
     bucket,
     SHIFT: tl.constexpr,
+    INTAKE: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -59,6 +60,7 @@ def _grouped_logits(
         tile_n,
         tiles_n,
         SHIFT,
+        INTAKE,
         OPERAND,
         PRECISION,
         BLOCK_M,
@@ -70,7 +72,7 @@ def _grouped_logits(
     inside = (row < batch)[:, None] & (column < classes)[None, :]
     tl.store(logits + (row * classes)[:, None] + column[None, :], rounded(total, logits.dtype.element_ty), mask=inside)
 
-    if update is not None:
+    if INTAKE:
         if tile_n < heads * tl.cdiv(width, BLOCK_K):  # else this column of tiles had no share
             counted = row < batch
             if update.mask is not None:
@@ -115,6 +117,7 @@ def _single_pass(
         "num_updates": intake.num_updates,
         "bucket": launch.bucket(batch, classes, p.heads, arguments["width"]),
         "SHIFT": shift,
+        "INTAKE": update is not None,  # Triton 3.6 cannot ask it of a tuple
     }
     launch.run_tuned(
         _grouped_logits,

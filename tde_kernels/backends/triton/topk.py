@@ -66,6 +66,7 @@ def _keep_largest(
             tile_n,
             tiles_n,
             SHIFT,
+            False,
             OPERAND,
             PRECISION,
             BLOCK_M,
