@@ -53,7 +53,7 @@ def effects(
 
     ``SHIFT``: "none" leaves the direction out; "subtracted" returns ``total - alpha * shift`` as total; "apart" returns
     both. Norms and projections of ``x`` are written where ``tile_n`` is 0, those of ``w`` where ``tile_m`` is 0. With
-    INTAKE ``update`` is an :class:`Update`, and the masked column sums of its share of the feature blocks are written too.
+    INTAKE, where ``update`` is an :class:`Update`, so are the masked column sums of its share of the feature blocks.
     """
     row = tl.cast(tile_m, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.cast(tile_n, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
