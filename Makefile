@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 SOURCES := pyproject.toml requirements/build.txt requirements/dev.txt setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test sanitize docs docs-serve lint format bench bench-quick gpu-check release-tools lock wheel compat clean
+.PHONY: help install demo test sanitize docs docs-serve lint format bench bench-quick kill-test gpu-check release-tools lock wheel compat clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ docs: install ## Build the documentation into build/site; a broken link fails
 
 docs-serve: install ## Show the documentation at localhost:8000, built anew when a page changes
 	$(BIN)/mkdocs serve
+
+kill-test: install ## Kill trainings 50 times each and compare what they end in, bit by bit (KILLS=50)
+	TDE_KILLS=$(or $(KILLS),50) $(BIN)/python -m pytest tests/trainer/test_kill.py -q -s
 
 lint: install ## Check formatting, lint, types, licences, and for known vulnerabilities
 	$(BIN)/ruff format --check .

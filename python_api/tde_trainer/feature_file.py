@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialized
 from torch import Tensor
 
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import Features
-from tde_trainer.files import write_atomic
+from tde_trainer.tensor_file import one_line, read_safetensors, write_safetensors
 
 FILE = "features.safetensors"  # in the folder of a training
 SPLITS = ("train", "val", "test")
@@ -47,8 +44,7 @@ def save_features(path: Path, kept: FeatureFile) -> None:
     tensors = {"class_counts": kept.class_counts}
     for name, features in kept.splits.items():
         tensors |= {f"{name}_x": features.x, f"{name}_y": features.y}
-    content = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-    write_atomic(path, serialized(content, {"checkpoint": kept.checkpoint}))
+    write_safetensors(path, tensors, {"checkpoint": kept.checkpoint})
 
 
 def load_features(path: Path) -> FeatureFile:
@@ -87,11 +83,10 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], str]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return {key: torch.from_numpy(arrays[key]) for key in arrays.files}, ""
-        with safe_open(path, "pt") as file:
-            names = file.keys()  # the handle itself can't be iterated
-            return {name: file.get_tensor(name) for name in names}, (file.metadata() or {}).get("checkpoint", "")
-    except (SafetensorError, zipfile.BadZipFile, ValueError, TypeError, OSError) as error:
-        raise UserError(f"cannot read features from {path}: {error}") from error
+        tensors, metadata = read_safetensors(path)
+        return tensors, metadata.get("checkpoint", "")
+    except Exception as error:  # of a damaged zip file it can be any
+        raise UserError(f"cannot read features from {path}: {one_line(error)}") from error
 
 
 def _split(path: Path, tensors: Mapping[str, Tensor], name: str) -> Features:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialized
-
 from tde_kernels import FusedTDEHead
 from tde_trainer.errors import UserError
-from tde_trainer.files import write_atomic
+from tde_trainer.tensor_file import one_line, read_safetensors, write_safetensors
 
 FILE = "tde_head.safetensors"
 ARGUMENTS = (
@@ -28,9 +25,8 @@ ARGUMENTS = (
 
 def save_head(path: Path, head: FusedTDEHead) -> None:
     """Write weight, moving average, alpha and the constructor's arguments, atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
     arguments = {name: getattr(head, name) for name in ARGUMENTS}
-    write_atomic(path, serialized(tensors, {"head": json.dumps(arguments)}))
+    write_safetensors(path, head.state_dict(), {"head": json.dumps(arguments)})
 
 
 def load_head(path: Path) -> FusedTDEHead:
@@ -42,12 +38,10 @@ def load_head(path: Path) -> FusedTDEHead:
     if not path.is_file():
         raise UserError(f"no head at {path}; `tde fit-direction` writes one")
     try:
-        with safe_open(path, "pt") as file:
-            names = file.keys()  # the handle itself can't be iterated
-            tensors = {name: file.get_tensor(name) for name in names}
-            arguments = json.loads((file.metadata() or {})["head"])
+        tensors, metadata = read_safetensors(path)
+        arguments = json.loads(metadata["head"])
         head = FusedTDEHead(**arguments, dtype=tensors["weight"].dtype)
         head.load_state_dict(tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"{path} holds no head that `tde fit-direction` wrote: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} holds no head that `tde fit-direction` wrote: {one_line(error)}") from error
     return head.eval()

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tde_trainer.errors import UserError
-from tde_trainer.tensor_file import one_line, read_tensors
+from tde_trainer.tensor_file import read_safetensors, read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +35,9 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"cannot read {path}: {one_line(error)}") from error
+            return read_safetensors(path)[0]
+        except ValueError as error:
+            raise UserError(f"cannot read {path}: {error}") from error
     with torch.serialization.safe_globals(_ARRAYS):
         content = read_tensors(path)
     if not isinstance(content, Mapping):
