@@ -10,11 +10,14 @@ from typing import Any
 from tde_trainer import results
 from tde_trainer.config import config_from, flatten
 from tde_trainer.errors import UserError
-from tde_trainer.kinds import kind_of
+from tde_trainer.kinds import CLASSIFICATION, kind_of
 from tde_trainer.published import PublishedTable
 from tde_trainer.report import how_made
+from tde_trainer.shape import NUMBER
 from tde_trainer.table import in_words
 
+_SPREAD = {"mean": NUMBER, "std": NUMBER, "n": int}
+_ROW = {"name": str}
 IMAGES = {"lvis_v0.5": "published images", "lvis_v1": "published images", "shapes_lvis": "drawn shapes"}
 
 
@@ -85,7 +88,8 @@ def load_summary(path: Path) -> dict[str, Any]:
         UserError: it is neither.
     """
     if path.is_file():
-        return results.with_keys(path, {"rows": list, "lift": dict, "config": dict, "cells": int})
+        summary = results.read_as(path, {"rows": [_ROW], "lift": dict, "config": dict, "cells": int})
+        return results.read_as(path, {"rows": [dict.fromkeys(kind_of(summary).measures, _SPREAD)]})
     summary = results.summarize(results.by_method(results.finished_cells(path)))
     return {**summary, **how_made(path)}
 
@@ -96,9 +100,9 @@ def load_grid(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is neither.
     """
-    return results.with_keys(
-        path / results.GRID if path.is_dir() else path, {"rows": list, "alphas": list, "config": dict}
-    )
+    file = path / results.GRID if path.is_dir() else path
+    row = {**_ROW, "settings": dict, **dict.fromkeys(CLASSIFICATION.measures, _SPREAD)}
+    return results.read_as(file, {"alphas": [NUMBER], "rows": [row], "config": dict})
 
 
 def rows_of(summary: dict[str, Any], published: PublishedTable) -> list[Row]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tde_trainer.errors import unknown
 from tde_trainer.metrics import GROUPS
 
 PLAIN = {"without_tde": "", "with_tde": " + TDE"}
@@ -69,5 +70,12 @@ KINDS = {kind.task: kind for kind in (CLASSIFICATION, DETECTION, SCALING)}
 
 
 def kind_of(described: Mapping[str, Any]) -> Kind:
-    """Of a config or a summary, by its ``task``; without one it is of classification."""
-    return KINDS[described.get("task", CLASSIFICATION.task)]
+    """Of a config or a summary, by its ``task``; without one it is of classification.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    task = str(described.get("task", CLASSIFICATION.task))
+    if task not in KINDS:
+        raise unknown("task", task, KINDS)
+    return KINDS[task]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,18 @@ from typing import Any
 from tde_trainer.errors import UserError
 from tde_trainer.files import read_json
 from tde_trainer.kinds import Kind, kind_of
+from tde_trainer.shape import NUMBER, misfits
 
 FILE = "results.json"
 SETTINGS = "run.json"  # at the top of a run: its config and command
-_OF_A_CELL: dict[str, type | tuple[type, ...]] = {
+_OF_A_CELL: dict[str, Any] = {
     "method": str,
     "seed": int,
     "config": dict,
     "versions": dict,
     "device": str,
-    "class_counts": list,
-    "accuracy": dict,
+    "class_counts": [int],
+    "accuracy": {"without_tde": dict, "with_tde": (dict, type(None))},
     "alpha": (dict, type(None)),
     "wall_time_s": (int, float),
 }
@@ -52,9 +53,7 @@ def finished_cells(path: Path) -> list[Result]:
         raise UserError(f"no run at {path}")
     if (path / SETTINGS).exists():
         config = settings(path)["config"]
-        if not all(isinstance(config.get(key), list) for key in ("methods", "seeds")):
-            raise UserError(f"{path / SETTINGS} was not written by a run: its config has no lists methods and seeds")
-        folders = [path / str(method) / f"seed{seed}" for method in config["methods"] for seed in config["seeds"]]
+        folders = [path / method / f"seed{seed}" for method in config["methods"] for seed in config["seeds"]]
     else:
         folders = [path]
     found = [_read(folder) for folder in folders if (folder / FILE).exists()]
@@ -74,7 +73,7 @@ def settings(run: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such run.
     """
-    return with_keys(run / SETTINGS, {"config": dict, "command": str})
+    return read_as(run / SETTINGS, {"config": {"methods": [str], "seeds": [int]}, "command": str})
 
 
 def by_method(results: Iterable[Result]) -> dict[str, list[dict[str, Any]]]:
@@ -138,19 +137,28 @@ def _lift(pair: dict[str, dict[str, Any]], measure: str) -> float | None:
 
 
 def _read(folder: Path) -> Result:
-    return Result(folder, with_keys(folder / FILE, _OF_A_CELL))
+    path = folder / FILE
+    values = read_as(path, _OF_A_CELL)
+    kind = kind_of(values["config"])
+    for mode in kind.modes:
+        if values["accuracy"].get(mode) is not None:
+            _check(path, values["accuracy"][mode], dict.fromkeys(kind.measures, NUMBER), f"accuracy.{mode}")
+    if values["alpha"] is not None:
+        _check(path, values["alpha"], {"value": NUMBER}, "alpha")
+    return Result(folder, values)
 
 
-def with_keys(path: Path, wanted: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    """A JSON object that a run wrote, if it has the keys ``wanted``, and of these types.
+def read_as(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object that a run wrote, of the form ``wanted``, see `shape.misfits`.
 
     Raises:
         UserError: it is missing, or something else.
     """
-    values = read_json(path)
-    if not isinstance(values, dict) or not wanted.keys() <= values.keys():
-        raise UserError(f"{path} was not written by a run: it lacks one of {', '.join(wanted)}")
-    for key, kind in wanted.items():
-        if not isinstance(values[key], kind):
-            raise UserError(f"{path} was not written by a run: {key} is a {type(values[key]).__name__}")
+    values: dict[str, Any] = read_json(path)
+    _check(path, values, wanted)
     return values
+
+
+def _check(path: Path, value: Any, wanted: dict[str, Any], place: str = "") -> None:
+    for misfit in misfits(value, wanted, place):
+        raise UserError(f"{path} was not written by a run: {misfit}")
