@@ -81,9 +81,9 @@ def kill_until(kills: int, arguments: Sequence[str], folder: Path, seconds: floa
         seconds: that the training takes undisturbed.
         rng: of the moments.
     """
-    met, writing, finished = 0, 0, []
-    while met < kills or not finished or finished[-1] != folder / str(len(finished) - 1):
-        here = folder / str(len(finished))
+    met, writing, begun, finished = 0, 0, 0, []
+    while met < kills or begun > len(finished):
+        begun, here = len(finished) + 1, folder / str(len(finished))
         process = _started(arguments, here)
         if met < kills:
             seen = _wait(process, here, rng.uniform(0, seconds), rng.random() < WHILE_WRITING)
