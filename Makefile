@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 SOURCES := pyproject.toml requirements/build.txt requirements/dev.txt setup.py CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test sanitize docs docs-serve lint format bench bench-quick kill-test gpu-check release-tools lock wheel compat clean
+.PHONY: help install demo test any-input sanitize docs docs-serve lint format bench bench-quick kill-test gpu-check release-tools lock wheel compat clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ test: install ## Run all tests
 
 sanitize: install ## Test the compiled core under the sanitizers of addresses, undefined behaviour and threads
 	$(BIN)/python tests/sanitized.py
+
+any-input: install ## Draw 3,000 examples of any input, others at every run (some minutes)
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/any_input -q $(IN_PARALLEL)
 
 # The site's builder has a successor, and says so at length
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1

@@ -100,6 +100,11 @@ def int64(value: int, name: str) -> None:
         raise ValueError(f"{name} must fit into int64, got {value}")
 
 
+def flag(value: bool, name: str) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
 def heads(dim: int, num_heads: int, name: str) -> None:
     """``num_heads`` must cut the last dimension of ``name`` into equal, non-empty groups."""
     positive_int(num_heads, "num_heads")
@@ -261,6 +266,8 @@ def _kept(ema_: Tensor) -> None:
         raise ValueError(f"ema must have shape [D], got {_shape(ema_)}")
     if not ema_.is_contiguous():
         raise ValueError(f"ema must be contiguous, got strides {ema_.stride()}")
+    if ema_.is_neg():
+        raise ValueError("ema must lie in memory, got a view of its negative")
     if ema_.dtype != torch.float32:
         raise TypeError(f"ema must be float32, got {_name(ema_.dtype)}")
 
@@ -346,5 +353,5 @@ def cross_entropy(
     finite(focal_exponent, "focal_exponent")
     if focal_exponent < 0:
         raise ValueError(f"focal_exponent must not be negative, got {focal_exponent}")
-    if reduction not in ("none", "mean", "sum"):
+    if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction must be one of 'none', 'mean', 'sum', got {reduction!r}")

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from tde_kernels import checks, distributed, ops, reference
 from tde_kernels.backends import select
-from tde_kernels.backends.grouped import NO_INTAKE, Intake, Loss
+from tde_kernels.backends.grouped import NO_INTAKE, Intake, Loss, plain
 from tde_kernels.envelope import Envelope
 from tde_kernels.normalizers import Classifier
 
@@ -59,8 +59,8 @@ def _alpha_tensor(alpha: float | Tensor, x: Tensor) -> Tensor:
     """alpha as the kernels take it, 0-d float32 on the device; filled there, not copied: no synchronisation."""
     if isinstance(alpha, Tensor):
         there = alpha.dtype == torch.float32 and alpha.device == x.device
-        return alpha if there else alpha.detach().to(x.device, torch.float32)
-    return torch.full((), alpha, dtype=torch.float32, device=x.device)
+        return plain(alpha) if there else alpha.detach().to(x.device, torch.float32).resolve_neg()
+    return torch.full((), float(alpha), dtype=torch.float32, device=x.device)
 
 
 def _flat_mask(mask: Tensor | None) -> Tensor | None:
@@ -87,9 +87,10 @@ def _logits(
     beyond = "it has no gradient for direction and alpha; detach them" if wants_grad(direction, alpha) else None
     backend = select("logits", x.device.type, dtype, asked, beyond, size=x.numel() * w.shape[0])
     if backend == "reference":
-        if ema is not None:
+        result = reference.logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
+        if ema is not None:  # last: it may be the features' own memory
             _take_in_(ema, num_updates, reference.feature_sum(x, mask), momentum, group, pending, asked)
-        return reference.logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
+        return result
     intake, across_ranks = NO_INTAKE, False
     if ema is not None:
         across_ranks = distributed.active()
@@ -176,7 +177,7 @@ def head_direction(ema: Tensor, *, num_heads: int, backend: str | None = None) -
     chosen = select("head_direction", ema.device.type, ema.dtype, backend, beyond)
     if chosen == "reference":
         return reference.head_direction(ema, num_heads=num_heads)
-    return ops.head_direction(ema, num_heads=num_heads, backend=chosen)
+    return ops.head_direction(plain(ema), num_heads=num_heads, backend=chosen)
 
 
 def _take_in_(
@@ -264,7 +265,7 @@ def feature_sum(x: Tensor, mask: Tensor | None = None, *, backend: str | None = 
     chosen = select("feature_sum", x.device.type, x.dtype, backend)
     if chosen == "reference":
         return reference.feature_sum(x, mask)
-    return ops.feature_sum(_rows(x), _flat_mask(mask), backend=chosen)
+    return ops.feature_sum(plain(_rows(x)), _flat_mask(mask), backend=chosen)
 
 
 @torch.no_grad()
@@ -295,7 +296,7 @@ def update_head_ema_(
     if chosen == "reference" or distributed.active():
         _take_in_(ema, None, feature_sum(x, mask, backend=backend), momentum, group, None, backend)
     else:
-        rows = _rows(x)
+        rows = plain(_rows(x))
         ops.update_ema_(ema, None, rows, _flat_mask(mask), momentum=momentum, backend=chosen)
     return ema
 
@@ -330,6 +331,7 @@ def background_exempt(
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.counterfactual(x, direction, alpha)
     background = checks.class_index(background_index, w.shape[0], "background_index")
+    checks.flag(log, "log")
     dtype = product_dtype(x)
     beyond = "it has no gradient; use no_grad()" if wants_grad(x, w, direction, alpha, class_scale) else None
     chosen = select("background_exempt", x.device.type, dtype, backend, beyond)

@@ -243,6 +243,7 @@ def background_exempt(
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.counterfactual(x, direction, alpha)
     background = checks.class_index(background_index, w.shape[0], "background_index")
+    checks.flag(log, "log")
     return exempt(x, w, classifier, direction, alpha, background, log)
 
 
@@ -313,23 +314,25 @@ def cross_entropy(
 
     def term(labels: Tensor) -> Tensor:
         labels = labels.reshape(-1)
-        known = torch.where(labels == ignore_index, 0, labels)
+        taken = labels != ignore_index
+        known = torch.where(taken, labels, 0)
         shifted = z
         if margin is not None:
             shifted = z - nnf.one_hot(known, z.shape[-1]) * margin.to(z.dtype)
         weight = None if class_weight is None else class_weight.to(z.dtype)
-        loss = nnf.cross_entropy(
-            shifted, labels, weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
-        )
+        log_p = torch.log_softmax(shifted, -1)
+        own = log_p.gather(-1, known[:, None]).squeeze(-1)
+        loss = -(1 - label_smoothing) * (own if weight is None else weight[known] * own)
+        if label_smoothing != 0:
+            loss = loss - label_smoothing / z.shape[-1] * (log_p if weight is None else weight * log_p).sum(-1)
+        loss = torch.where(taken, loss, 0.0)
         if focal_exponent != 0:
-            log_p = torch.log_softmax(shifted, -1).gather(-1, known[:, None]).squeeze(-1)
             # 1 - p through expm1, and never quite 0: its power has an infinite slope there for exponents below 1
-            loss = (-torch.expm1(log_p)).clamp_min(torch.finfo(z.dtype).tiny) ** focal_exponent * loss
+            loss = (-torch.expm1(own)).clamp_min(torch.finfo(z.dtype).tiny) ** focal_exponent * loss
         if reduction == "none":
             return loss
         if reduction == "sum":
             return loss.sum()
-        taken = labels != ignore_index
         total = taken.sum() if weight is None else torch.where(taken, weight[known], 0).sum()
         return loss.sum() / total
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -110,6 +111,7 @@ BAD: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
     (("background_exempt",), {"background_index": C}, ValueError, r"background_index must be in \[-7, 7\), got 7"),
     (("background_exempt",), {"background_index": -8}, ValueError, r"background_index must be in \[-7, 7\), got -8"),
     (("background_exempt",), {"background_index": 0.0}, TypeError, r"background_index must be an int, got float"),
+    (("background_exempt",), {"log": []}, TypeError, r"log must be a bool, got list"),
     (("topk",), {"k": C + 1}, ValueError, r"k must be at most the number of classes, 7, got 8"),
     (("topk",), {"k": 0}, ValueError, r"k must be at least 1, got 0"),
     (("topk",), {"k": 1.0}, TypeError, r"k must be an int, got float"),
@@ -152,6 +154,7 @@ BAD: list[tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] = [
     (LOSS, {"ignore_index": True}, TypeError, r"ignore_index must be an int, got bool"),
     (LOSS, {"ignore_index": 2**63}, ValueError, r"ignore_index must fit into int64, got 9223372036854775808"),
     (LOSS, {"focal_exponent": -1.0}, ValueError, r"focal_exponent must not be negative, got -1\.0"),
+    (LOSS, {"reduction": np.ones(3)}, ValueError, r"reduction must be one of 'none', 'mean', 'sum', got array"),
     (LOSS, {"reduction": "avg"}, ValueError, r"reduction must be one of 'none', 'mean', 'sum', got 'avg'"),
 ]
 CASES = [

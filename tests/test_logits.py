@@ -10,6 +10,7 @@ import torch
 from conftest import FUSED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import every_other_row, expanded, sliced, strided_columns, transposed
 from oracle import (
     NORMALIZERS,
     Problem,
@@ -122,32 +123,6 @@ def test_any_shape(
     torch.manual_seed(seed)
     p = problem(leading, width * num_heads, classes, num_heads, normalizer, tde=tde)
     check(p, fused, torch.float32)
-
-
-def sliced(a: Tensor) -> Tensor:
-    wide = torch.full((*a.shape[:-1], a.shape[-1] + 7), float("nan"), dtype=a.dtype, device=a.device)
-    wide[..., 3:-4] = a
-    return wide[..., 3:-4]
-
-
-def transposed(a: Tensor) -> Tensor:
-    return a.mT.contiguous().mT
-
-
-def every_other_row(a: Tensor) -> Tensor:
-    wide = torch.full((2 * a.shape[0], *a.shape[1:]), float("nan"), dtype=a.dtype, device=a.device)
-    wide[::2] = a
-    return wide[::2]
-
-
-def strided_columns(a: Tensor) -> Tensor:
-    wide = torch.full((*a.shape, 2), float("nan"), dtype=a.dtype, device=a.device)
-    wide[..., 0] = a
-    return wide[..., 0]
-
-
-def expanded(a: Tensor) -> Tensor:
-    return a[:1].expand(a.shape)
 
 
 @pytest.mark.parametrize("view", [sliced, transposed, every_other_row, strided_columns, expanded])

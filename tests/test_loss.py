@@ -226,10 +226,20 @@ def test_no_second_derivative(fused: Fused) -> None:
 def test_options_that_learn_have_their_gradient(fused: Fused) -> None:
     backend, device = fused
     p = problem(4, 12, 9, 2).cast(torch.float32, device)
-    bias = torch.zeros(9, device=device, requires_grad=True)
-    target = torch.randint(9, (4,), device=device)
-    F.grouped_cross_entropy(p.x, p.w, target, logit_bias=bias, **p.family, backend=backend).backward()
-    assert bias.grad is not None and bias.grad.abs().sum() > 0
+    target = torch.tensor([1, 2, 1, 5], device=device)
+    for option in ("logit_bias", "margin", "class_weight"):
+        vector = torch.linspace(0.5, 1.5, 9, device=device).requires_grad_()
+        for smoothing in (0.0, 0.1):
+
+            def loss(vector: Tensor, option: str = option, smoothing: float = smoothing) -> Tensor:
+                options = {option: vector, "label_smoothing": smoothing}
+                return F.grouped_cross_entropy(p.x, p.w, target, **options, **p.family, backend=backend)
+
+            (grad,) = torch.autograd.grad(loss(vector), vector)
+            step = 0.01 * torch.randn(9, device=device)
+            with torch.no_grad():
+                along = loss(vector + step) - loss(vector - step)
+            torch.testing.assert_close(2 * (grad * step).sum(), along, rtol=1e-2, atol=1e-4)
 
 
 def test_a_label_that_is_no_class(fused: Fused) -> None:

@@ -37,7 +37,7 @@ _MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 
 def check_name(name: str, argument: str = "backend") -> str:
     """``name`` if there is such a backend, else a ``ValueError`` that says which there are."""
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         nearest = difflib.get_close_matches(str(name), NAMES, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(f"{argument} must be one of {', '.join(NAMES)}, got {name!r}{hint}")

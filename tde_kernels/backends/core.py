@@ -159,9 +159,9 @@ def mark_written(*tensors: Tensor | None) -> None:
 
 def float_vector(a: Tensor | None) -> Tensor | None:
     """``a`` as contiguous float32, the form of every small operand of the core."""
-    if a is None or (a.dtype == torch.float32 and a.is_contiguous() and not a.requires_grad):
+    if a is None or (a.dtype == torch.float32 and a.is_contiguous() and not a.requires_grad and not a.is_neg()):
         return a
-    return a.detach().to(torch.float32).contiguous()
+    return a.detach().to(torch.float32).contiguous().resolve_neg()
 
 
 def float_vectors(loss: Loss) -> Loss:

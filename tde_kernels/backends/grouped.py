@@ -16,6 +16,13 @@ from torch import Tensor
 from tde_kernels.normalizers import Classifier, NormFactor
 
 
+def plain(a: Tensor) -> Tensor:
+    """``a``, its values in memory: torch may keep their negative there, and of nothing but zeros nothing."""
+    if not torch.compiler.is_compiling() and (a.is_neg() or a._is_zerotensor()):
+        return a.clone(memory_format=torch.contiguous_format).resolve_neg()
+    return a
+
+
 @dataclass(frozen=True)
 class Rows:
     """One operand ``a [R, D]``, and the scaled rows ``a_hat [R, D]`` that it stands for."""
@@ -125,8 +132,8 @@ class Grouped(NamedTuple):
         """The problem of ``x [B, D]`` and ``w [C, D]``; ``direction [D]`` and ``alpha []`` are float32."""
         normalizer = classifier.normalizer
         return cls(
-            x,
-            w,
+            plain(x),
+            plain(w),
             classifier.class_scale,
             direction,
             alpha,

@@ -24,10 +24,7 @@ _FAMILY = "int num_heads, float scale, float[] feature_factor, float[] weight_fa
 
 
 def nobody_looks(*tensors: Tensor | None) -> bool:
-    """Whether a call on these may go past torch's dispatcher.
-
-    No tracing, mode, transform, profiler or subclass; nor a tensor whose memory holds its negative, or nothing at all.
-    """
+    """Whether a call on these may go past torch's dispatcher: no tracing, mode, transform, profiler or subclass."""
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -36,9 +33,7 @@ def nobody_looks(*tensors: Tensor | None) -> bool:
         or torch._C._get_tracing_state() is not None
     ):
         return False
-    return _PLAIN.issuperset(map(type, tensors)) and not any(
-        t is not None and (t.is_neg() or t._is_zerotensor()) for t in tensors
-    )
+    return _PLAIN.issuperset(map(type, tensors))
 
 
 def define(schema: str, *, fake: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tde_kernels.backends import implementation
 from tde_kernels.backends.core import Kept
-from tde_kernels.backends.grouped import NO_INTAKE, Grouped, Intake, Wants
+from tde_kernels.backends.grouped import NO_INTAKE, Grouped, Intake, Wants, plain
 from tde_kernels.normalizers import Classifier, NormFactor
 from tde_kernels.ops.library import define_grouped, launch, nobody_looks
 
@@ -135,6 +135,7 @@ class _Differentiable(torch.autograd.Function):
         tensors = ctx.saved_tensors  # asked for once: checkpointing recomputes at each asking
         p = Grouped(*tensors[:5], *ctx.family)
         wants_x, wants_w, wants_class_scale = wants = Wants(*ctx.needs_input_grad[:3])
+        grad = plain(grad)
         if nobody_looks(grad, p.x, p.w):
             with torch.no_grad():  # grad mode is on under create_graph=True
                 dx, dw, dclass_scale = launch("logits_backward", ctx.backend, p, grad, Kept(*tensors[5:]), wants)
@@ -181,12 +182,12 @@ def logits(
     learns = torch.is_grad_enabled() and (
         x.requires_grad or w.requires_grad or (p.class_scale is not None and p.class_scale.requires_grad)
     )
-    if nobody_looks(*p.tensors, intake.ema, intake.mask):
+    if nobody_looks(x, w, p.class_scale, intake.ema, intake.mask):
         if not learns:
             z, _, feature_sum = launch("logits", backend, p, intake, dtype)
             return z, feature_sum
         sums: list[Tensor | None] = []
-        return _Launched.apply(x, w, p.class_scale, p, intake, dtype, backend, sums), sums[0]
+        return _Launched.apply(p.x, p.w, p.class_scale, p, intake, dtype, backend, sums), sums[0]
     mask, ema, num_updates, momentum, take_sum = intake
     options = {"momentum": momentum, "take_sum": take_sum, "dtype": dtype, "backend": backend}
     z, kept, feature_sum = _run(p.detached(), mask, ema, num_updates, **options)

@@ -57,10 +57,12 @@ def test_a_lazily_negated_view_keeps_its_sign(operand: str) -> None:
     assert lazily[operand].is_neg() and torch.equal(lazily[operand], operands[operand])
     family = {**p.family, "class_scale": None}
 
-    def run(x: Tensor, w: Tensor, direction: Tensor, class_scale: Tensor) -> Tensor:
-        return F.tde_logits(x, w, direction, alpha=1.5, **{**family, "class_scale": class_scale})
+    def run(x: Tensor, w: Tensor, direction: Tensor, class_scale: Tensor) -> tuple[Tensor, ...]:
+        leaves = [a.detach().requires_grad_() for a in (x, w, class_scale)]
+        out = F.tde_logits(*leaves[:2], direction, alpha=1.5, **{**family, "class_scale": leaves[2]})
+        return out, *torch.autograd.grad(out.square().sum(), leaves)
 
-    assert torch.equal(run(**lazily), run(**operands))
+    assert all(map(torch.equal, run(**lazily), run(**operands)))
 
 
 def test_an_upstream_gradient_without_memory_is_zero() -> None:
@@ -81,3 +83,32 @@ def test_the_reference_in_float32_knows_norms_whose_squares_it_cannot_hold(size:
     torch.testing.assert_close(
         reference.head_direction(size * p.x[0], num_heads=2), reference.head_direction(p.x[0], num_heads=2)
     )
+
+
+def test_alpha_may_be_a_whole_number_of_any_size() -> None:
+    """One beyond int64 was an overflow within torch."""
+    direction = F.head_direction(torch.randn(12), num_heads=2)
+    want = F.tde_logits(X, W, direction, alpha=float(2**70), **FAMILY)
+    assert torch.equal(F.tde_logits(X, W, direction, alpha=2**70, **FAMILY), want)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_an_average_in_the_features_own_memory(backend: str) -> None:
+    """The reference changed the average before it had read the features."""
+    for normalizer in ("linear", "deconfound", "tau_norm"):
+        start, count = torch.randn(12), torch.tensor(0)
+        want = F.grouped_logits(start.expand(3, 12), W, **FAMILY, normalizer=normalizer)
+        ema = start.clone()
+        got = F.grouped_logits_with_ema_(
+            ema.expand(3, 12), W, ema, count, momentum=0.5, **FAMILY, normalizer=normalizer, backend=backend
+        )
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(ema, 1.5 * start)
+
+
+def test_features_with_a_negative_bit_enter_the_average() -> None:
+    """torch's own fallback for such views refuses an op that may write to an argument which is None."""
+    for x in (torch._neg_view(-X), torch.complex(X, X).conj().imag.neg()):
+        ema = F.update_head_ema_(torch.zeros(12), x, momentum=0.9)
+        torch.testing.assert_close(ema, x.mean(0))
+        torch.testing.assert_close(F.feature_sum(x)[:-1], x.sum(0))
