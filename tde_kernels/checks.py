@@ -266,7 +266,7 @@ def _kept(ema_: Tensor) -> None:
         raise ValueError(f"ema must have shape [D], got {_shape(ema_)}")
     if not ema_.is_contiguous():
         raise ValueError(f"ema must be contiguous, got strides {ema_.stride()}")
-    if ema_.is_neg():
+    if not torch.compiler.is_compiling() and ema_.is_neg():
         raise ValueError("ema must lie in memory, got a view of its negative")
     if ema_.dtype != torch.float32:
         raise TypeError(f"ema must be float32, got {_name(ema_.dtype)}")
