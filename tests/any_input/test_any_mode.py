@@ -113,6 +113,8 @@ def test_torch_func(recipe: Recipe, over: int, op: str) -> None:
 
     near = {"rtol": 1e-3, "atol": 1e-3}
     torch.testing.assert_close(torch.vmap(of)(many), torch.stack([of(x) for x in many]), **near)
+    # Gradients in float64: of one channel a head they are nothing, and in float32 the rounding of what cancels
+    leaves, many = {name: None if a is None else a.double() for name, a in leaves.items()}, many.double()
     x = many[0].clone().requires_grad_()
     (want,) = torch.autograd.grad(total(x), x)
     size = float(want.abs().max()) + 1

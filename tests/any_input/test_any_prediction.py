@@ -9,7 +9,7 @@ from drawn import Recipe, Untouched, exactly, examples, recipes, same_bits, ways
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Problem, naive_logits, reference_logits
-from sizes import error, sizes, tiny
+from sizes import SMALLEST, error, sizes, tiny
 from torch import Tensor
 
 from tde_kernels import functional as F
@@ -27,7 +27,8 @@ def tolerance(recipe: Recipe, p: Problem, dtype: torch.dtype) -> Tensor:
         size = sizes(exactly(q), nothing, dtype, "plain").logits
         measure = max(measure, error(naive_logits(q), reference_logits(exactly(q)), size))
     size = sizes(exactly(p), torch.zeros(*recipe.leading, recipe.classes, dtype=torch.float64), recipe.dtype).logits
-    off = ((2 * measure + tiny(dtype)) * size.clamp_min(1e-30)).amax(-1)
+    least = max(SMALLEST, torch.finfo(recipe.dtype).tiny)  # below, it is the rounding of denormal results
+    off = ((2 * measure + tiny(dtype)) * size.clamp_min(least)).amax(-1)
     return torch.where(reference_logits(exactly(p)).isfinite().all(-1) & off.isfinite(), off, torch.inf)
 
 
