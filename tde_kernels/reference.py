@@ -88,6 +88,11 @@ def effects(x: Tensor, w: Tensor, direction: Tensor, classifier: Classifier) -> 
     return product(x_hat.flatten(-2), w_hat.flatten(-2)), along_x, along_w
 
 
+def _number(alpha: float | Tensor) -> float | Tensor:
+    """A number as a float: torch takes no whole one beyond int64."""
+    return alpha if isinstance(alpha, Tensor) else float(alpha)
+
+
 def logits(
     x: Tensor, w: Tensor, classifier: Classifier, direction: Tensor | None = None, alpha: float | Tensor = 0.0
 ) -> Tensor:
@@ -102,7 +107,7 @@ def wide_logits(
     if direction is None:
         return _total(x, w, classifier)
     total, along_x, along_w = effects(x, w, direction, classifier)
-    return total - alpha * product(along_x, along_w)
+    return total - _number(alpha) * product(along_x, along_w)
 
 
 def head_direction(ema: Tensor, *, num_heads: int) -> Tensor:
@@ -252,7 +257,7 @@ def exempt(
 ) -> Tensor:
     """:func:`background_exempt` of arguments that were checked."""
     total, along_x, along_w = effects(x, w, direction, classifier)
-    log_p = exempt_logits(total, total - alpha * product(along_x, along_w), background)
+    log_p = exempt_logits(total, total - _number(alpha) * product(along_x, along_w), background)
     return (log_p if log else log_p.exp()).to(x.dtype)
 
 

@@ -85,11 +85,13 @@ def test_the_reference_in_float32_knows_norms_whose_squares_it_cannot_hold(size:
     )
 
 
-def test_alpha_may_be_a_whole_number_of_any_size() -> None:
+@pytest.mark.parametrize("alpha", [2**70, -(2**63) - 1])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_alpha_may_be_a_whole_number_of_any_size(backend: str, alpha: int) -> None:
     """One beyond int64 was an overflow within torch."""
     direction = F.head_direction(torch.randn(12), num_heads=2)
-    want = F.tde_logits(X, W, direction, alpha=float(2**70), **FAMILY)
-    assert torch.equal(F.tde_logits(X, W, direction, alpha=2**70, **FAMILY), want)
+    want = F.tde_logits(X, W, direction, alpha=float(alpha), **FAMILY, backend=backend)
+    assert torch.equal(F.tde_logits(X, W, direction, alpha=alpha, **FAMILY, backend=backend), want)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
