@@ -63,7 +63,8 @@ def resolve(name: str, *, gamma: float = 0.0, exponent: float = 1.0) -> Normaliz
             raise ValueError(f"{argument} must be finite and not negative, got {value}")
     if not isinstance(name, str):
         raise TypeError(f"normalizer must be a string, got {type(name).__name__}")
-    return _member(name, gamma, exponent) if torch.compiler.is_compiling() else _known(name, gamma, exponent)
+    member = _member if torch.compiler.is_compiling() else _known
+    return member(name, float(gamma), float(exponent))  # torch takes no whole number beyond int64
 
 
 def _member(name: str, gamma: float, exponent: float) -> Normalizer:

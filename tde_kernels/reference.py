@@ -333,7 +333,7 @@ def cross_entropy(
         loss = torch.where(taken, loss, 0.0)
         if focal_exponent != 0:
             # 1 - p through expm1, and never quite 0: its power has an infinite slope there for exponents below 1
-            loss = (-torch.expm1(own)).clamp_min(torch.finfo(z.dtype).tiny) ** focal_exponent * loss
+            loss = (-torch.expm1(own)).clamp_min(torch.finfo(z.dtype).tiny) ** float(focal_exponent) * loss
         if reduction == "none":
             return loss
         if reduction == "sum":

@@ -88,10 +88,13 @@ def test_the_reference_in_float32_knows_norms_whose_squares_it_cannot_hold(size:
 @pytest.mark.parametrize("alpha", [2**70, -(2**63) - 1])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_alpha_may_be_a_whole_number_of_any_size(backend: str, alpha: int) -> None:
-    """One beyond int64 was an overflow within torch."""
+    """One beyond int64 was an overflow within torch; so were those of gamma, exponent and focal_exponent."""
     direction = F.head_direction(torch.randn(12), num_heads=2)
     want = F.tde_logits(X, W, direction, alpha=float(alpha), **FAMILY, backend=backend)
     assert torch.equal(F.tde_logits(X, W, direction, alpha=alpha, **FAMILY, backend=backend), want)
+    assert F.grouped_logits(X, W, **FAMILY, gamma=abs(alpha), backend=backend).isfinite().all()
+    assert F.grouped_logits(X, W, **FAMILY, normalizer="tau_norm", exponent=abs(alpha), backend=backend).shape == (5, 7)
+    assert not F.grouped_cross_entropy(X, W, TARGET, **FAMILY, focal_exponent=abs(alpha), backend=backend).isnan()
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
