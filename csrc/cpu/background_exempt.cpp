@@ -7,25 +7,23 @@
 #include "cpu/elements.h"
 #include "cpu/exp.h"
 #include "cpu/kernels.h"
+#include "cpu/sums.h"
 
 namespace tde::cpu::TDE_ISA {
 namespace {
 
+constexpr int64_t kBlock = 256;  // terms that are summed in float32, few also for a compiler that does not vectorise
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 struct LogSumExp {
   float max = kMinusInfinity, sum = 0;
 
   LogSumExp(const float* z, int64_t n) {
-    float peak = kMinusInfinity, total = 0;
+    float peak = kMinusInfinity;
 #pragma omp simd reduction(max : peak)
     for (int64_t i = 0; i < n; ++i) peak = z[i] > peak ? z[i] : peak;
-    if (n > 0) {
-#pragma omp simd reduction(+ : total)
-      for (int64_t i = 0; i < n; ++i) total += exp_nonpositive(z[i] - peak);
-    }
     max = peak;
-    sum = total;
+    sum = sum_of<kBlock>(n, [=](int64_t i) { return exp_nonpositive(z[i] - peak); });
   }
 
   LogSumExp(const LogSumExp& a, const LogSumExp& b) : max(std::max(a.max, b.max)) {

@@ -7,26 +7,13 @@
 #include "cpu/elements.h"
 #include "cpu/exp.h"
 #include "cpu/kernels.h"
+#include "cpu/sums.h"
 #include "row_loss.h"
 
 namespace tde::cpu::TDE_ISA {
 namespace {
 
-constexpr int64_t kBlock = 4096;  // terms that are summed in float32; blocks are in double
-
-// term(i) summed over [0, n).
-template <typename Term>
-float sum_of(int64_t n, Term term) {
-  double total = 0;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, n);
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = begin; i < end; ++i) sum += term(i);
-    total += sum;
-  }
-  return static_cast<float>(total);
-}
+constexpr int64_t kBlock = 4096;  // terms that are summed in float32
 
 class Rows {
  public:
@@ -84,13 +71,14 @@ class Rows {
     for (int64_t c = 0; c < columns_; ++c) highest = z[c] > highest ? z[c] : highest;
     const float base = base_of(highest);
     sums.peak = highest;
-    sums.sum = sum_of(columns_, [=](int64_t c) { return exp_nonpositive(z[c] - base); });
+    sums.sum = sum_of<kBlock>(columns_, [=](int64_t c) { return exp_nonpositive(z[c] - base); });
     if (loss_.smoothing > 0) {
       set_labels(base);  // that they are not below
       const float* weight = weight_;
-      sums.below = weight ? sum_of(columns_, [=](int64_t c) { return weight[c] * (base - z[c]); })
-                          : sum_of(columns_, [=](int64_t c) { return base - z[c]; });
-      sums.weight = weight ? sum_of(columns_, [=](int64_t c) { return weight[c]; }) : static_cast<float>(columns_);
+      sums.below = weight ? sum_of<kBlock>(columns_, [=](int64_t c) { return weight[c] * (base - z[c]); })
+                          : sum_of<kBlock>(columns_, [=](int64_t c) { return base - z[c]; });
+      sums.weight =
+          weight ? sum_of<kBlock>(columns_, [=](int64_t c) { return weight[c]; }) : static_cast<float>(columns_);
       for (int t = 0; t < 2; ++t)
         if (places[t] >= 0 && (t == 0 || places[t] != places[0])) sums.weight -= weight ? weight[places[t]] : 1.f;
     }
