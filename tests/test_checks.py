@@ -234,11 +234,23 @@ NULL = core.Matrix(0, F32, 5, D, D)
 PLAIN = core.RowTransform(2, 0.0, 1.0, 1.0)
 SUMS = torch.zeros(C)
 CORE_BAD = [
-    (lambda: core.normalize_rows(NULL, PLAIN, matrix(X.clone()), threads=1), "a [5, 12] has no memory"),
-    (lambda: core.normalize_rows(matrix(X), PLAIN, NULL, threads=1), "out [5, 12] has no memory"),
+    (
+        lambda: core.normalize_rows(NULL, PLAIN, matrix(X.clone()), threads=1),
+        "a [5, 12], rows 12 elements apart, has no memory",
+    ),
+    (
+        lambda: core.normalize_rows(matrix(X), PLAIN, NULL, threads=1),
+        "out [5, 12], rows 12 elements apart, has no memory",
+    ),
     (lambda: core.normalize_rows(matrix(X), PLAIN, matrix(W), threads=1), "a and out differ in shape: [5, 12] and"),
-    (lambda: core.normalize_rows(matrix(X, rows=-1), PLAIN, matrix(X), threads=1), "a has a negative size [-1, 12]"),
-    (lambda: core.normalize_rows(matrix(X, stride=-12), PLAIN, matrix(X), threads=1), "a negative row stride -12"),
+    (
+        lambda: core.normalize_rows(matrix(X, rows=-1), PLAIN, matrix(X), threads=1),
+        "a [-1, 12], rows 12 elements apart, has a negative size",
+    ),
+    (
+        lambda: core.normalize_rows(matrix(X, stride=-12), PLAIN, matrix(X), threads=1),
+        "a [5, 12], rows -12 elements apart, has a negative row stride",
+    ),
     (
         lambda: core.normalize_rows(matrix(X), core.RowTransform(5, 0.0, 1.0, 1.0), matrix(X), threads=1),
         "5 heads do not divide 12 columns",
@@ -269,7 +281,7 @@ CORE_BAD = [
         ),
         "grad_a must have the dtype of a",
     ),
-    (lambda: core.feature_sum(NULL, 0, SUMS.data_ptr(), 1), "x [5, 12] has no memory"),
+    (lambda: core.feature_sum(NULL, 0, SUMS.data_ptr(), 1), "x [5, 12], rows 12 elements apart, has no memory"),
     (lambda: core.feature_sum(matrix(X), 0, 0, 1), "nowhere to write"),
     (lambda: core.fold_ema(0, 0, SUMS.data_ptr(), 6, 0.9), "fold_ema"),
     (lambda: core.fold_ema(SUMS.data_ptr(), 0, 0, 6, 0.9), "fold_ema"),
