@@ -71,8 +71,10 @@ def test_an_interrupt_leaves_a_whole_average(way: str, cpu_backend: str) -> None
 
 
 LONG = """
+import signal
 import torch
 from tde_kernels import FusedTDEHead
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 head = FusedTDEHead(128, 10_000)
 x, y = torch.randn(512, 128), torch.randint(10_000, (512,))
 head.loss(x, y).backward()
@@ -99,7 +101,10 @@ def test_ctrl_c_in_a_long_step() -> None:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=120)
+        try:
+            out, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()  # one that has not ended would be waited for
     assert out.split() == ["interrupted", "lives"] and process.returncode == 0, errors[-3000:]
 
 
