@@ -66,7 +66,7 @@ def test_an_interrupt_leaves_a_whole_average(way: str, cpu_backend: str) -> None
             taken += struck
         if not struck:
             break
-    assert taken > 5 and line > 100
+    assert taken and line - taken > 100  # it struck on both sides of the update
     step(head)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tde_trainer import again, app, checkpoint, results
 from tde_trainer.config import config_from, load_recipe
 from tde_trainer.detection.restore import reader_of
@@ -82,8 +83,8 @@ class TestEval:
         config = load_recipe("shapes_lvis", [*changes, "model.representation=16"])
         assert isinstance(config, DetectionConfig)
         monkeypatch.delattr("torchvision.models._api.load_state_dict_from_url")
-        monkeypatch.setattr(checkpoint, "load", lambda directory, detector: None)
-        cell = results.Result(tmp_path, {"method": "deconfound"})
+        monkeypatch.setattr(checkpoint, "load", lambda directory, detector, origin: None)
+        cell = results.Result(tmp_path, {"method": "deconfound", "seed": 0})
         detector = reader_of(cell, config, load_set(config.data)).detector
         assert any(isinstance(module, FrozenBatchNorm2d) for module in detector.modules())
 
@@ -118,6 +119,9 @@ class TestSweep:
         values["config"]["data"] |= {"name": "lvis_v1", "root": str(folder)}
         values["config"]["head"]["alpha"] = 1.0
         (cell / "results.json").write_text(json.dumps(values))
+        content = torch.load(cell / "checkpoint.pt", weights_only=True)
+        del content["origin"]  # what the settings that were changed would not match
+        torch.save(content, cell / "checkpoint.pt")
         _, curves = again.sweep_run(cell, 4.0, 2)
         assert curves["deconfound"]["alphas"] == [0, 4] and "val" not in curves["deconfound"]
         assert "val" not in " ".join(
