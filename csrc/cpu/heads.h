@@ -25,9 +25,9 @@ float norm(const T* a, int64_t n) {
   return static_cast<float>(std::sqrt(wide));
 }
 
-template <typename A, typename B>
-float dot(const A* a, const B* b, int64_t n) {
-  float sum = 0;
+template <typename Sum, typename A, typename B>
+Sum dot(const A* a, const B* b, int64_t n) {
+  Sum sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) sum += load(a[i]) * load(b[i]);
   return sum;
@@ -63,7 +63,7 @@ void normalize_row(const In* a, int64_t row, int64_t cols, const RowTransform& t
     const float n = norm(a, width);
     const float factor = constant * evaluate(t.factor, n);
     const float* direction = t.direction ? t.direction + k * width : nullptr;
-    const float projection = direction ? dot(a, direction, width) : 0;
+    const float projection = direction ? dot<float>(a, direction, width) : 0;
     if (by.norms) by.norms[row * t.heads + k] = n;
     if (by.projections) by.projections[row * t.heads + k] = factor * projection;
     normalize_head(a, width, factor, direction, t.alpha ? *t.alpha * projection : 0, out);
@@ -72,18 +72,20 @@ void normalize_row(const In* a, int64_t row, int64_t cols, const RowTransform& t
 
 // With P = I - alpha u u^T (symmetric) and g the gradient of out^k = c f(n) P a:
 //   da = c f P g - a f * (c power <P g, a> / (n (n + offset))),     d divisor = -<P g, a> c f / divisor
-// a*f comes first and the quotient after: the product of the scalars alone could leave float32's range.
+// a*f comes first and the quotient after: the product of the scalars alone could leave float32's range. <P g, a> is in
+// double: as a divisor's gradient it is a sum over all channels, whose digits must not hang on the compiler's order.
 template <typename G, typename In>
-float head_backward(const G* g, const In* a, int64_t width, float n, float constant, const NormFactor& factor,
-                    const float* direction, float alpha, In* grad) {
+double head_backward(const G* g, const In* a, int64_t width, float n, float constant, const NormFactor& factor,
+                     const float* direction, float alpha, In* grad) {
   const float f = evaluate(factor, n);
-  float shift = 0, along = dot(g, a, width);
+  float shift = 0;
+  double along = dot<double>(g, a, width);
   if (direction) {
-    shift = alpha * dot(g, direction, width);
-    along -= shift * dot(a, direction, width);
+    shift = alpha * dot<float>(g, direction, width);
+    along -= shift * dot<float>(a, direction, width);
   }
   const bool curved = factor.power != 0 && n >= FLT_MIN;
-  const float pull = curved ? constant * factor.power * (along / n) / (n + factor.offset) : 0;
+  const float pull = curved ? constant * factor.power * (static_cast<float>(along) / n) / (n + factor.offset) : 0;
   const float push = constant * f;
   if (direction) {
 #pragma omp simd
@@ -102,13 +104,13 @@ void row_backward(const G* g, const In* a, int64_t row, int64_t cols, const floa
                   In* grad, float* grad_divisor) {
   const int64_t width = cols / t.heads;
   const float constant = row_constant(t, row), alpha = t.alpha ? *t.alpha : 0;
-  float along = 0;
+  double along = 0;
   for (int64_t k = 0; k < t.heads; ++k) {
     const int64_t at = k * width;
     along += head_backward(g + at, a + at, width, norms[row * t.heads + k], constant, t.factor,
                            t.alpha ? t.direction + at : nullptr, alpha, grad + at);
   }
-  if (grad_divisor) grad_divisor[row] = -along / t.divisor[row];
+  if (grad_divisor) grad_divisor[row] = static_cast<float>(-along / t.divisor[row]);
 }
 
 }  // namespace
