@@ -55,11 +55,12 @@ class Check {
   }
   Check& same_shape(const Matrix& a, const Matrix& b, const char* names) {
     return that(a.rows == b.rows && a.cols == b.cols,
-                std::string(names) + " differ in shape: " + shape(a) + " and " + shape(b));
+                [&] { return std::string(names) + " differ in shape: " + shape(a) + " and " + shape(b); });
   }
   Check& heads(const RowTransform& t, const Matrix& a) {
-    return that(t.heads >= 1 && a.cols % t.heads == 0,
-                std::to_string(t.heads) + " heads do not divide " + std::to_string(a.cols) + " columns");
+    return that(t.heads >= 1 && a.cols % t.heads == 0, [&] {
+      return std::to_string(t.heads) + " heads do not divide " + std::to_string(a.cols) + " columns";
+    });
   }
   Check& exempt(const Matrix& logits, const float* row_projections, const float* class_projections, int64_t heads,
                 const float* alpha, int64_t background, const Matrix& out) {
@@ -67,17 +68,20 @@ class Check {
     that(logits.dtype == DType::f32, "logits must be float32: their difference is not taken after rounding");
     that(alpha && heads >= 1, "alpha and at least one head are needed");
     that(class_projections && (row_projections || logits.rows == 0), "projections are missing");
-    return that(
-        background >= 0 && background < logits.cols,
-        "background " + std::to_string(background) + " is not one of " + std::to_string(logits.cols) + " classes");
+    return that(background >= 0 && background < logits.cols, [&] {
+      return "background " + std::to_string(background) + " is not one of " + std::to_string(logits.cols) + " classes";
+    });
   }
   Check& loss(const Matrix& logits, const CrossEntropy& loss, const LossPass& pass) {
-    const std::string classes = std::to_string(loss.classes) + " classes";
+    const auto classes = [&] { return std::to_string(loss.classes) + " classes"; };
     that(logits.cols > 0 || logits.rows == 0, "there are no classes");
     that(pass.first >= 0 && logits.cols >= 0 && logits.cols <= loss.classes && pass.first <= loss.classes - logits.cols,
-         "logits " + shape(logits) + " from class " + std::to_string(pass.first) + " on are not of " + classes);
+         [&] {
+           return "logits " + shape(logits) + " from class " + std::to_string(pass.first) + " on are not of " +
+                  classes();
+         });
     that(pass.sums || logits.rows == 0 || (pass.take && logits.cols == loss.classes),
-         "logits " + shape(logits) + " of " + classes + " need sums");
+         [&] { return "logits " + shape(logits) + " of " + classes() + " need sums"; });
     for (const LossTerm& term : loss.terms) that(!term.labels || term.scale, "a term has no scale");
     return *this;
   }

@@ -55,4 +55,5 @@ with torch.no_grad():
         table.add(name, logits.argmax(-1), data.test.labels, data.counts)
 if rank == 0:
     table.show()
+distributed.barrier()  # gloo's threads, which outlive the group, have let go of the last tensors before Python ends
 distributed.destroy_process_group()
