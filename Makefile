@@ -88,8 +88,8 @@ lock: release-tools ## Pin and hash requirements/ anew from pyproject.toml; UPGR
 wheel: release-tools ## Build dist/: sdist and checked wheel, CUDA inside where there is nvcc; PYTHONS="3.10 3.11" for several
 	$(BIN)/python -m release.wheel $(if $(PYTHONS),--pythons $(PYTHONS))
 
-compat: release-tools ## Test wheels with the oldest and newest torch, Python 3.10 to 3.13 (an hour); ONLY="oldest" for some
-	$(BIN)/python -m release.compat $(ONLY)
+compat: release-tools ## Test wheels with oldest and newest torch, Python 3.10 to 3.13 (an hour): docs/results/compat.json; ONLY="oldest" for some
+	$(BIN)/python -m release.compat $(ONLY) --json docs/results/compat.json
 
 clean: ## Remove what was built, not what was trained
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache tde_kernels/_C*.so

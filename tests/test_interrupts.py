@@ -102,7 +102,7 @@ def test_ctrl_c_in_a_long_step() -> None:
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         try:
-            out, errors = process.communicate(timeout=120)
+            out, errors = process.communicate(timeout=600)
         finally:
             process.kill()  # one that has not ended would be waited for
     assert out.split() == ["interrupted", "lives"] and process.returncode == 0, errors[-3000:]

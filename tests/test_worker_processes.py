@@ -29,7 +29,7 @@ def predictions_of_workers(head: FusedTDEHead, start: str, workers: int) -> None
     features = torch.stack([batch(index)[0] for index in range(4)])
     head(features)
     loader = DataLoader(
-        Predicted(head, features), batch_size=None, num_workers=workers, multiprocessing_context=start, timeout=60
+        Predicted(head, features), batch_size=None, num_workers=workers, multiprocessing_context=start, timeout=300
     )
     got = list(loader)
     with torch_threads(1), torch.no_grad():
