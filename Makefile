@@ -34,7 +34,7 @@ test: install ## Run all tests
 	$(BIN)/python tests/emulated.py -q $(IN_PARALLEL)
 	$(BIN)/python tests/sanitized.py --c-api address
 
-sanitize: install ## Test the compiled core under the sanitizers of addresses, undefined behaviour and threads
+sanitize: install ## Test the core, CUDA kernels emulated, under sanitizers of addresses, undefined behaviour, threads
 	$(BIN)/python tests/sanitized.py
 
 any-input: install ## Draw 3,000 examples of any input, others at every run (some minutes)

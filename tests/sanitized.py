@@ -1,9 +1,10 @@
-"""Runs the compiled core of the CPU under GCC's sanitizers: the tests of its C API, then those of the ops through it.
+"""Runs the compiled core under GCC's sanitizers: the tests of its C API, then those of the ops through it.
 
-``python tests/sanitized.py [--c-api] [address] [thread]`` builds in ``build/sanitized`` what is named, or both:
+``python tests/sanitized.py [--c-api] [address] [thread] [cuda]`` builds in ``build/sanitized`` what is named, or all:
 
 * ``address``: AddressSanitizer, UndefinedBehaviorSanitizer, and for the C API LeakSanitizer;
-* ``thread``: ThreadSanitizer, with OpenMP's loops carried out by ``std::thread`` (``csrc/tests/openmp.cpp``).
+* ``thread``: ThreadSanitizer, with OpenMP's loops carried out by ``std::thread`` (``csrc/tests/openmp.cpp``);
+* ``cuda``: the CUDA kernels, emulated on the CPU (``tests/emulated.py``), under the first two of ``address``.
 
 With ``--c-api`` the ops are left out. Python, torch and the bindings are not instrumented: of them no report can come.
 """
@@ -19,10 +20,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import emulated
 import pybind11
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "sanitized"
+QUIETLY = ("-q", "-x", "-p", "no:cacheprovider")
 CORES = len(os.sched_getaffinity(0))
 # cmake, ctest and ninja may be those of the virtual environment
 TOOLS = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -35,6 +38,12 @@ KINDS = {
     "address": ("asan", {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}),
     "thread": ("tsan", {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1"}),
 }
+
+
+def preloaded(kind: str) -> dict[str, str]:
+    """The environment in which Python runs with a core under the sanitizer of ``kind``."""
+    runtime, options = KINDS[kind]
+    return {**options, "LD_PRELOAD": f"{library(runtime)} {library('stdc++')}"}
 
 
 def build(kind: str, python: bool) -> Path:
@@ -63,42 +72,63 @@ def library(name: str) -> str:
     return path
 
 
-def check(kind: str, ops: bool) -> bool:
+def check_cpu(kind: str, ops: bool) -> bool:
     """Whether the core passes its tests, and if asked for those of the ops, under ``kind``."""
     start = time.monotonic()
 
     def passes(what: str, command: Sequence[object], **environment: str) -> bool:
         passed = subprocess.run([*map(str, command)], cwd=ROOT, env={**TOOLS, **environment}).returncode == 0
-        seconds = time.monotonic() - start
-        print(f"{kind}: {what} {'passed' if passed else 'FAILED'}, {seconds:.0f} s from the start", flush=True)
-        return passed
+        return said(kind, what, passed, start)
 
     folder = build(kind, ops)
     ctest = ["ctest", "--test-dir", folder, "--output-on-failure", "--no-tests=error", "-j", CORES]
     passed = passes("the C API", ctest)
     if not ops:
         return passed
-    runtime, options = KINDS[kind]
-    environment = {
-        **options,
-        "LD_PRELOAD": f"{library(runtime)} {library('stdc++')}",
-        "TDE_CORE": str(next(folder.glob("_C*"))),
-        "OMP_NUM_THREADS": "2",
-    }
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *FILES, "-k", "cpu-cpu"]
+    environment = {"TDE_CORE": str(next(folder.glob("_C*"))), "OMP_NUM_THREADS": "2", **preloaded(kind)}
+    pytest = [sys.executable, "-m", "pytest", *QUIETLY, *FILES, "-k", "cpu-cpu"]
     return passes("the ops", pytest, **environment) and passed
+
+
+def check_cuda() -> bool:
+    """Whether the emulated CUDA kernels pass the tests of the ops with no address out of bounds."""
+    why = emulated.missing()
+    if why is not None:
+        print(f"cuda: not run: {why}")
+        return True
+    start = time.monotonic()
+    module = emulated.build(BUILD / "cuda", "-DTDE_SANITIZE=address", "-DCMAKE_CXX_COMPILER=g++")
+    options = KINDS["address"][1]
+    fault = [module.with_name("simt_test"), "read_past_the_end"]
+    report = subprocess.run(fault, env={**os.environ, **options}, capture_output=True, text=True).stderr
+    passed = said("cuda", "a fault on purpose", "AddressSanitizer: heap-buffer-overflow" in report, start)
+    arguments = [*QUIETLY, "-n", str(CORES), "--dist", "worksteal"]
+    environment = {"OMP_NUM_THREADS": "1", **preloaded("address")}
+    return said("cuda", "the ops", emulated.passes(module, FILES, arguments, environment), start) and passed
+
+
+def said(kind: str, what: str, passed: bool, start: float) -> bool:
+    """Says how it went; returns ``passed``."""
+    seconds = time.monotonic() - start
+    print(f"{kind}: {what} {'passed' if passed else 'FAILED'}, {seconds:.0f} s from the start", flush=True)
+    return passed
+
+
+def check(kind: str, ops: bool) -> bool:
+    return check_cuda() if kind == "cuda" else check_cpu(kind, ops)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Runs the compiled core under sanitizers.")
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; both if none is named")
+    offered = (*KINDS, "cuda")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(offered)}; all if none is named")
     parser.add_argument("--c-api", action="store_true", help="leave the tests of the ops out")
     arguments = parser.parse_args()
     if shutil.which("g++") is None:
         sys.exit("the sanitizers are GCC's: install it (on Debian and Ubuntu: apt install g++)")
-    kinds = arguments.kinds or [*KINDS]
-    if unknown := set(kinds) - set(KINDS):
-        parser.error(f"there is no {', '.join(sorted(unknown))}: name some of {', '.join(KINDS)}")
+    kinds = arguments.kinds or [*KINDS] if arguments.c_api else arguments.kinds or [*offered]
+    if unknown := set(kinds) - set(KINDS if arguments.c_api else offered):
+        parser.error(f"there is no {', '.join(sorted(unknown))} here: name some of {', '.join(offered)}")
     return 0 if all([check(kind, not arguments.c_api) for kind in kinds]) else 1
 
 

@@ -10,6 +10,10 @@
 #include <random>
 #include <vector>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 namespace tde::simt {
 namespace {
 
@@ -18,11 +22,27 @@ constexpr unsigned kGridLimit = 65535;  // in y and z
 constexpr int kResident = 3;            // blocks that run beside one another
 constexpr unsigned char kNaN = 0xff, kGuardByte = 0xa5;
 
+// A stack as AddressSanitizer knows it, which is to be told of every change from one to another.
+struct Stack {
+  const void* bottom = nullptr;
+  std::size_t size = 0;
+  void* kept = nullptr;  // what it remembers of a stack that is left
+
+#ifdef __SANITIZE_ADDRESS__
+  void leave_for(const Stack& next) { __sanitizer_start_switch_fiber(&kept, next.bottom, next.size); }
+  void arrive_from(Stack& before) { __sanitizer_finish_switch_fiber(kept, &before.bottom, &before.size); }
+#else
+  void leave_for(const Stack&) {}
+  void arrive_from(Stack&) {}
+#endif
+};
+
 struct Block;
 
 struct Fiber {
   ucontext_t start;
   jmp_buf place;
+  Stack bounds;
   std::unique_ptr<char[]> stack;
   bool started = false;
   Block* block = nullptr;
@@ -92,6 +112,7 @@ class Multiprocessor {
   Fiber* current_ = nullptr;
   const std::function<void()>* thread_ = nullptr;
   jmp_buf scheduler_;
+  Stack bounds_;  // the scheduler's
   std::mt19937 random_{20201};
 };
 
@@ -99,6 +120,7 @@ thread_local Multiprocessor multiprocessor;
 
 // The first switch to a fiber is ucontext's, the others are jumps: ucontext makes a system call at each.
 void Multiprocessor::live() {
+  multiprocessor.current_->bounds.arrive_from(multiprocessor.bounds_);
   for (;;) {
     (*multiprocessor.thread_)();
     --multiprocessor.current_->block->running;
@@ -108,14 +130,17 @@ void Multiprocessor::live() {
 
 void Multiprocessor::resume(Fiber& fiber) {
   current_ = &fiber;
-  if (_setjmp(scheduler_)) return;
+  bounds_.leave_for(fiber.bounds);
+  if (_setjmp(scheduler_)) return bounds_.arrive_from(fiber.bounds);
   if (fiber.started) _longjmp(fiber.place, 1);
   fiber.started = true;
   setcontext(&fiber.start);
 }
 
 void Multiprocessor::pause() {
+  current_->bounds.leave_for(bounds_);
   if (!_setjmp(current_->place)) _longjmp(scheduler_, 1);
+  current_->bounds.arrive_from(bounds_);
 }
 
 void Multiprocessor::wait(std::vector<Fiber*>& waiting, std::size_t wanted) {
@@ -159,6 +184,7 @@ void Block::prepare(unsigned number, std::size_t shared_bytes) {
     Fiber& fiber = fibers.emplace_back();
     fiber.block = this;
     fiber.stack = std::make_unique_for_overwrite<char[]>(kStack);
+    fiber.bounds = {fiber.stack.get(), kStack};
     getcontext(&fiber.start);
     fiber.start.uc_stack.ss_sp = fiber.stack.get();
     fiber.start.uc_stack.ss_size = kStack;
@@ -190,6 +216,7 @@ Status Multiprocessor::run(const std::string& what, dim3 grid, unsigned threads,
                            const std::function<void()>& thread) {
   if (threads == 0 || threads > 1024 || threads % kWarp != 0)
     return {what + ": " + std::to_string(threads) + " threads are not whole warps of at most 1024"};
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return {what + ": an empty grid, which a device refuses"};
   if (grid.y > kGridLimit || grid.z > kGridLimit) return {what + ": a larger grid than any device has"};
   thread_ = &thread;
   std::vector<std::size_t> order(std::size_t{grid.x} * grid.y * grid.z);

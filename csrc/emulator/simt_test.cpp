@@ -1,6 +1,7 @@
 // What the emulator is for: that it runs what is right, and shows what is wrong.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "cuda/elements.cuh"
@@ -69,6 +70,8 @@ void nobody_delivers() {
   simt::wait_until([] { return false; });
 }
 
+void read_past_the_end(const float* from, size_t size, float* out) { *out = from[size]; }
+
 void left_behind() {
   if (threadIdx.x == 0) simt::sometime([] {});
 }
@@ -92,14 +95,24 @@ void test() {
   expect(run(copy, kBytes, from.data(), early.data(), late.data()).ok() && late == from, "a copy did not arrive");
   expect(std::isnan(early[0]), "a copy arrived before it was waited for");
   expect(run(delivery, kBytes, early.data(), late.data()).ok() && late == from, "what happens sometime did not happen");
+  const Status empty = launch("kernel", "a test", sums, {dim3(0), kThreads, 0}, nullptr, out.data());
+  expect(empty.error.find("an empty grid") != std::string::npos, "a grid of no blocks was launched");
   expect(!run(nobody_delivers, 0).ok(), "threads that wait for nothing went on");
   expect(run(left_behind, 0).error.find("ended before") != std::string::npos, "a block left something under way");
+}
+
+int fault() {
+  const std::vector<float> from(kThreads);
+  float out = 0;
+  return run(read_past_the_end, 0, from.data(), from.size(), &out).ok() && out == 0 ? 0 : 1;
 }
 
 }  // namespace
 }  // namespace tde::cuda
 
-int main() {
+// `read_past_the_end`, a fault on purpose: AddressSanitizer has to see it.
+int main(int count, char** arguments) {
+  if (count > 1 && std::strcmp(arguments[1], "read_past_the_end") == 0) return tde::cuda::fault();
   tde::cuda::test();
   std::puts("simt_test: all is as it should be");
 }
