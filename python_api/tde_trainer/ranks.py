@@ -23,6 +23,12 @@ def process() -> PartialState:
     return PartialState(cpu=ON_CPU)
 
 
+def leave() -> None:
+    """End this process's part in the group, if it has one: left to the interpreter's end, torch complains or aborts."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """All processes leave the block at the same time; where one of them meets a `UserError`, none goes on.
