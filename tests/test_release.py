@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -123,3 +124,10 @@ def test_a_run_is_counted_by_pytests_account(tmp_path: Path) -> None:
     compat.read_junit(tmp_path / "junit.xml", result)
     assert (result.passed, result.skipped) == (1, 1) and not result.ok
     assert result.failed == ["test_three::test_bad", "test_three::test_error"]
+
+
+def test_the_page_has_the_results_of_compat() -> None:
+    results = json.loads((ROOT / "docs" / "results" / "compat.json").read_text())
+    assert list(results["environments"]) == [environment.name for environment in compat.ENVIRONMENTS]
+    assert all(e["passed"] and not e["failed"] and not e["problem"] for e in results["environments"].values())
+    assert compat.markdown(results) in (ROOT / "docs" / "trust.md").read_text()
