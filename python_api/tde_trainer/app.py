@@ -1,7 +1,11 @@
-"""The commands of `tde`."""
+"""The commands of `tde`.
+
+Each imports what it runs when it runs: `--help` and the completion of a shell do not wait for torch.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,29 +16,14 @@ from rich import get_console
 from rich.console import Console
 from typer.core import TyperGroup
 
-import tde_kernels
-from tde_trainer import beside, results
-from tde_trainer.again import evaluate_runs, grid_of, parse_alpha, sweep_run
-from tde_trainer.compare import compare
-from tde_trainer.config import load_config, load_recipe, recipe_names, recipe_text
-from tde_trainer.detection import commands as detection_commands
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.gradcam.command import gradcam
-from tde_trainer.grid import grid_table, run_grid
-from tde_trainer.grid import plan as plan_grid
-from tde_trainer.pages import write_results_page
 from tde_trainer.plan.command import plan
 from tde_trainer.posthoc import commands as posthoc
-from tde_trainer.posthoc.fit import sweep_dump
-from tde_trainer.published import published_table
-from tde_trainer.ranks import process, together
-from tde_trainer.report import write_report
-from tde_trainer.run import train_run, versions
+from tde_trainer.recipe import recipe_names, recipe_text
 from tde_trainer.schema import HeadConfig
-from tde_trainer.speed import measure_speed
 from tde_trainer.study.commands import study
-from tde_trainer.table import accuracy_table, alpha_table, lift_lines
 
 
 class _Commands(TyperGroup):
@@ -59,7 +48,6 @@ app.add_typer(study, name="study")
 app.command()(posthoc.features)
 app.command(name="fit-direction")(posthoc.fit_direction)
 app.command()(gradcam)
-app.command()(detection_commands.ap)
 app.command()(plan)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, or of one training in it.")]
@@ -87,6 +75,11 @@ def train(
 
       torchrun --nproc-per-node gpu -m tde_trainer train digits_lt      [dim]# every GPU[/dim]
     """
+    from tde_trainer import results
+    from tde_trainer.config import load_recipe
+    from tde_trainer.ranks import together
+    from tde_trainer.run import train_run
+
     console = _console()
     with together():
         config = load_recipe(recipe, overrides or [])
@@ -117,13 +110,18 @@ def grid(
 
       tde grid digits_lt methods=\\[linear] train.weight_decay=5e-4,5e-3 resume=true
     """
+    from tde_trainer.grid import grid_table, run_grid
+    from tde_trainer.grid import plan as plan_grid
+    from tde_trainer.ranks import together
+    from tde_trainer.results import GRID
+
     console = _console()
     with together():
         planned = plan_grid(recipe, overrides or [])
     with _resumable():
         summary = run_grid(planned, ["tde", "grid", recipe, *(overrides or [])], console)
     console.print(grid_table(summary))
-    console.print(f"grid: {Path(planned.config.out) / results.GRID}", highlight=False, soft_wrap=True)
+    console.print(f"grid: {Path(planned.config.out) / GRID}", highlight=False, soft_wrap=True)
 
 
 @app.command(name="eval")
@@ -141,6 +139,8 @@ def evaluate(
 
       tde eval runs/digits_lt/deconfound/seed0 alpha=1.5
     """
+    from tde_trainer.again import evaluate_runs, parse_alpha
+
     _show(_console(), evaluate_runs(run, parse_alpha(alpha)))
 
 
@@ -165,6 +165,10 @@ def sweep(
 
       tde sweep features.npz --head tde_head.safetensors
     """
+    from tde_trainer.again import grid_of, sweep_run
+    from tde_trainer.posthoc.fit import sweep_dump
+    from tde_trainer.table import alpha_table
+
     if run.is_dir() if head is not None else run.is_file():
         raise UserError(f"--head goes with a file of features, and a file of features with --head; got {run}")
     console = _console()
@@ -191,6 +195,8 @@ def report(
 
       tde report runs/a runs/b --out compare/report.html
     """
+    from tde_trainer.report import write_report
+
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report/report.html"))
     console = _console()
     _show(console, write_report(runs, path))
@@ -216,12 +222,41 @@ def table(
 
       tde table 6 runs/imagenet_lt_grid
     """
+    from tde_trainer import beside
+    from tde_trainer.compare import compare
+    from tde_trainer.published import published_table
+
     published, console = published_table(number), _console()
     comparisons = compare(runs, published)
     console.print(f"{published.title}, in %: mean ± sample std over seeds", highlight=False)
     for comparison in comparisons:
         console.print(f"\n{comparison.setting}; {beside.caption(comparison)}", highlight=False)
         console.print(beside.table(comparison))
+
+
+@app.command()
+def ap(
+    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", help="LVIS annotation file, v0.5 or v1.")],
+    detections: Annotated[
+        Path, typer.Argument(metavar="DETECTIONS", help="LVIS submission: {image_id, category_id, score, bbox, ...}.")
+    ],
+    kind: Annotated[str, typer.Option(help="Whether boxes (bbox) or masks (segm) must overlap.")] = "bbox",
+) -> None:
+    """Print LVIS's average precision of detections, in %: equal to the official package's.
+
+    Rare, common and frequent classes are those that the annotation file calls so. Both files may be gzipped.
+
+    [bold]Example[/bold]
+
+      tde ap lvis_v1_val.json detections.json --kind segm
+    """
+    from tde_trainer.detection.evaluation import evaluate
+    from tde_trainer.table import dense
+
+    measures = evaluate(annotations, detections, kind)
+    shown = dense(f"LVIS, {kind}, in %", [], list(measures))
+    shown.add_row(*("n/a" if math.isnan(value) else f"{100 * value:.1f}" for value in measures.values()))
+    _console().print(shown)
 
 
 @app.command()
@@ -235,6 +270,8 @@ def page(
 
       tde page docs/results/digits_lt.json docs/results/cifar10_lt.json
     """
+    from tde_trainer.pages import write_results_page
+
     write_results_page(files, out)
     typer.echo(f"page: {out}")
 
@@ -255,6 +292,10 @@ def speed(
 
       tde speed imagenet_lt train.batch_size=512
     """
+    from tde_trainer.config import load_config
+    from tde_trainer.run import versions
+    from tde_trainer.speed import measure_speed
+
     measured = measure_speed(load_config(recipe, overrides or []), classes, steps)
     if out is not None:
         write_atomic(out, dumps({**measured.record(), "versions": versions()}, indent=1) + "\n")
@@ -278,6 +319,8 @@ def recipes() -> None:
 @app.command()
 def info() -> None:
     """Show versions, what was built, and which backend each op would take."""
+    import tde_kernels
+
     typer.echo(str(tde_kernels.info()))
 
 
@@ -294,12 +337,16 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        from tde_trainer.ranks import process
+
         if process().is_main_process:
             typer.echo("interrupted; the same command with resume=true goes on", err=True)
         raise typer.Exit(130) from None
 
 
 def _show(console: Console, summary: dict[str, Any]) -> None:
+    from tde_trainer.table import accuracy_table, lift_lines
+
     console.print(accuracy_table(summary))
     for line in lift_lines(summary):
         console.print(line, highlight=False, soft_wrap=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.errors import UserError, unknown
 from tde_trainer.methods import METHODS, SecondStage
 from tde_trainer.models import builder
+from tde_trainer.recipe import recipe_text
 from tde_trainer.samplers import SAMPLERS
 from tde_trainer.scaling.schema import ScalingConfig, check_scaling
 from tde_trainer.schema import Config, RunConfig
@@ -29,31 +29,6 @@ ALIASES = {"method": "methods", "from": "stage_one"}
 NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "data.workers")
 # And these where things lie and what is said of them: a checkpoint is the same whatever they are.
 PLACES = ("data.root", "data.lists", "data.annotations", "data.download", "data.note", "stage_one")
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = files("tde_trainer") / "recipes"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def recipe_text(recipe: str) -> str:
-    """YAML text of a packaged recipe (by name) or of the user's own (by path).
-
-    Raises:
-        UserError: there is no such recipe or file.
-    """
-    if recipe in recipe_names():
-        return (files("tde_trainer") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
-    path = Path(recipe)
-    if path.suffix not in {".yaml", ".yml"}:
-        raise unknown("recipe", recipe, recipe_names())
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read recipe {recipe}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"recipe {recipe} is not a text file") from error
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:

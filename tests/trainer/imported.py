@@ -6,6 +6,7 @@ import gc
 
 import matplotlib.figure  # noqa: F401
 import sklearn.datasets  # noqa: F401
-import tde_trainer.app  # noqa: F401
+import tde_trainer.app
+import tde_trainer.run  # noqa: F401
 
 gc.freeze()

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from tde_trainer import checkpoint
-from tde_trainer.config import recipe_names
 from tde_trainer.metrics import GROUPS
+from tde_trainer.recipe import recipe_names
 from trainer_tools import TINY, Tde
 
 
@@ -175,8 +175,20 @@ def test_a_diverging_training_is_said_so(tde: Tde, tmp_path: Path) -> None:
     assert result.exit_code == 2 and "a lower train.lr may help" in result.output
 
 
-def test_a_missing_package_names_the_extra() -> None:
-    code = "import sys; sys.modules['typer'] = None; from tde_trainer.cli import main; main()"  # the first it imports
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [("typer", []), ("accelerate", ["train", "digits_lt"]), ("torchvision", ["train", "digits_lt"])],
+)
+def test_a_missing_package_names_the_extra(package: str, arguments: list[str]) -> None:
+    """Whether the command line itself wants it or a command."""
+    code = f"import sys; sys.modules[{package!r}] = None; from tde_trainer.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == 'error: typer is missing; pip install "tde_kernels[train]"\n'
+    assert done.stderr == f'error: {package} is missing; pip install "tde_kernels[train]"\n'
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from tde_trainer.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    for arguments in (["--help"], ["recipes"], ["train", "--help"], ["study", "momentum", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout.endswith("False\n"), done.stderr

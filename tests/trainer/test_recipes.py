@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from tde_trainer.config import changed_keys, load_config, load_recipe, recipe_names
+from tde_trainer.config import changed_keys, load_config, load_recipe
 from tde_trainer.errors import UserError
+from tde_trainer.recipe import recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

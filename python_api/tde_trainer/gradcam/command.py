@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tde_trainer.gradcam.run import draw_gradcam
-
 
 def gradcam(
     runs: Annotated[
@@ -28,6 +26,8 @@ def gradcam(
 
       tde gradcam runs/cifar10_lt/linear/seed0 runs/cifar10_lt/deconfound/seed0 --images 4
     """
+    from tde_trainer.gradcam.run import draw_gradcam
+
     console = Console()
     console.print(draw_gradcam(runs, images, out), highlight=False, soft_wrap=True)
     console.print(f"figure: {out}", highlight=False, soft_wrap=True)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import distributed as dist
 
 from tde_trainer.errors import UserError, unknown
 from tde_trainer.files import dumps
-from tde_trainer.plan.measure import Measured, measure
-from tde_trainer.plan.model import DTYPES, STATES, Machine, Problem
-from tde_trainer.plan.step import Plan, plan_step
-from tde_trainer.ranks import ON_CPU, process
-from tde_trainer.table import dense
+
+if TYPE_CHECKING:
+    from tde_trainer.plan.measure import Measured
+    from tde_trainer.plan.model import Problem
+    from tde_trainer.plan.step import Plan
 
 # Of an H100 in 1e12/s, dense: a float32 product in float32, others in 16 bits.
 TERAFLOPS = {"float32": 67.0, "bfloat16": 989.0, "float16": 989.0}
@@ -60,6 +59,10 @@ def plan(
 
       torchrun --nproc-per-node 2 -m tde_trainer plan --classes 100_000 --dim 128 --batch 1024 --measure
     """
+    from tde_trainer.plan.model import DTYPES, STATES, Machine, Problem
+    from tde_trainer.plan.step import plan_step
+    from tde_trainer.ranks import ON_CPU, process
+
     for what, given, known in (
         ("dtype", dtype, DTYPES),
         ("optimizer", optimizer, STATES),
@@ -91,7 +94,11 @@ def plan(
 
 
 def _counted(problem: Problem) -> Measured:
-    if not dist.is_initialized():
+    from torch import distributed
+
+    from tde_trainer.plan.measure import measure
+
+    if not distributed.is_initialized():
         raise UserError("--measure needs processes: torchrun --nproc-per-node 2 -m tde_trainer plan ... --measure")
     return measure(problem)
 
@@ -120,6 +127,8 @@ def _show(console: Console, problem: Problem, planned: Plan, counted: Measured |
 
 
 def _table(title: str, parts: Mapping[str, Any], in_words: Any) -> Table:
+    from tde_trainer.table import dense
+
     table = dense(None, [title], [""])
     for name, value in parts.items():
         table.add_row(name, in_words(value))

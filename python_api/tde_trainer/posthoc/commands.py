@@ -9,18 +9,12 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from tde_trainer import results
 from tde_trainer.errors import UserError, unknown
-from tde_trainer.feature_file import FILE, SPLITS
-from tde_trainer.posthoc.fit import Family, fit_cell, fit_dump
-from tde_trainer.posthoc.head_file import save_head
-from tde_trainer.table import accuracy_table, lift_lines
-from tde_trainer.trained import TrainedCell
 
 
 def features(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, or of one training in it.")],
-    splits: Annotated[str, typer.Option(help="Which to keep, joined by commas.")] = ",".join(SPLITS),
+    splits: Annotated[str, typer.Option(help="Which to keep, joined by commas.")] = "train,val,test",
 ) -> None:
     """Keep the features of every training beside its checkpoint, for all commands that need nothing else.
 
@@ -30,6 +24,10 @@ def features(
 
       tde features runs/imagenet_lt/linear/seed0 --splits val,test
     """
+    from tde_trainer import results
+    from tde_trainer.feature_file import FILE, SPLITS
+    from tde_trainer.trained import TrainedCell
+
     wanted = splits.split(",")
     for name in wanted:
         if name not in SPLITS:
@@ -75,6 +73,10 @@ def fit_direction(
 
       tde fit-direction features.npz --weight model.safetensors --normalizer deconfound --num-heads 2 --gamma 0.03125
     """
+    from tde_trainer.posthoc.fit import Family, fit_cell, fit_dump
+    from tde_trainer.posthoc.head_file import save_head
+    from tde_trainer.table import accuracy_table, lift_lines
+
     family = Family(normalizer, num_heads, tau, gamma)
     if source.is_dir():
         if weight is not None or key is not None:

@@ -9,11 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tde_trainer.config import load_config
-from tde_trainer.study import momentum_report
-from tde_trainer.study.momentum import MUS, collect, train_all
-from tde_trainer.study.toy_report import run_toy, toy_table
-
 study = typer.Typer(no_args_is_help=True, help="Put a claim of the paper to the test.")
 
 
@@ -36,6 +31,8 @@ def toy(
 
       tde study toy --seeds 3
     """
+    from tde_trainer.study.toy_report import run_toy, toy_table
+
     options = {"--seeds": seeds, "--out": out, "--page": page}
     given = [str(part) for option in options.items() if option[1] is not None for part in option]
     console = Console()
@@ -69,6 +66,10 @@ def momentum(
 
       tde study momentum digits_lt resume=true      [dim]# go on after an interruption[/dim]
     """
+    from tde_trainer.config import load_config
+    from tde_trainer.study import momentum_report
+    from tde_trainer.study.momentum import MUS, collect, train_all
+
     console = Console()
     config = load_config(recipe, [f"out=runs/{Path(recipe).stem}_momentum", *(overrides or [])])
     given = [f"--mu={one:g}" for one in mu or []] + ["--fixed-lr"] * fixed_lr
