@@ -40,8 +40,9 @@ def architectures() -> list[str]:
 
 
 def test_machine_code_for_every_architecture_and_ptx_for_the_newest() -> None:
-    machine = set(re.findall(r"sm_(\d+\w?)\b", cuobjdump("--list-elf")))
-    assert machine == {a.removesuffix("-real") for a in architectures() if not a.endswith("-virtual")}
+    # 90 or 90a: a cuobjdump older than the toolkit leaves the letter out; that wgmma is there is another test's
+    machine = set(re.findall(r"sm_(\d+)\w?\b", cuobjdump("--list-elf")))
+    assert machine == {a.removesuffix("-real").rstrip("a") for a in architectures() if not a.endswith("-virtual")}
     ptx = set(re.findall(r"(?:sm|compute)_(\d+\w?)\b", cuobjdump("--list-ptx")))
     assert ptx == {a.removesuffix("-virtual") for a in architectures() if not a.endswith("-real")}
 
