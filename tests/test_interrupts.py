@@ -108,6 +108,32 @@ def test_ctrl_c_in_a_long_step() -> None:
     assert out.split() == ["interrupted", "lives"] and process.returncode == 0, errors[-3000:]
 
 
+SIGNALS = """
+import signal
+import torch
+from tde_kernels import FusedTDEHead
+head = FusedTDEHead(128, 10_000)
+x, y = torch.randn(512, 128), torch.randint(10_000, (512,))
+def gradient():
+    head.zero_grad()
+    head.loss(x, y).backward()
+    return head.weight.grad.clone()
+before, seen = gradient(), []
+signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
+signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+while len(seen) < 100:
+    torch.testing.assert_close(gradient(), before)
+signal.setitimer(signal.ITIMER_REAL, 0)
+print("lives")
+"""
+
+
+def test_signals_while_products_run() -> None:
+    """Where a library's product keeps numbers below the stack, their handlers write over it: torch 2.11's oneDNN."""
+    done = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True, timeout=600)
+    assert done.stdout == "lives\n" and done.returncode == 0, (done.returncode, done.stderr[-3000:])
+
+
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Leaves signals handled as they were."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -23,7 +22,7 @@ from tde_trainer.network import Network
 from tde_trainer.progress import Reporter
 from tde_trainer.ranks import ON_CPU
 from torch import Tensor
-from trainer_tools import Tde
+from trainer_tools import TORCHRUN, Tde
 
 pytestmark = pytest.mark.skipif(not ON_CPU, reason="two processes would share the GPU, which NCCL refuses")
 
@@ -102,7 +101,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory, tde: Tde) -> Iterator[Lau
             KILLED: [*RECIPE, ONE, f"out={folder / 'begun by two'}"],
         }
         (folder / "jobs.json").write_text(json.dumps(jobs))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(JOB), str(folder)]
+        command = [*TORCHRUN, "2", str(JOB), str(folder)]
         ended = subprocess.run(command, timeout=TIMEOUT, capture_output=True, text=True, check=False)
         assert (folder / KILLED).exists(), ended.stderr
         seconds = time.time() - float((folder / KILLED).read_text())

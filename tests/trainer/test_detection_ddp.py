@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +19,7 @@ from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import load_set
 from tde_trainer.ranks import ON_CPU
 from tde_trainer.results import finished_cells
-from trainer_tools import TINY_DETECTOR
+from trainer_tools import TINY_DETECTOR, TORCHRUN
 
 pytestmark = pytest.mark.skipif(not ON_CPU, reason="two processes would share the GPU, which NCCL refuses")
 
@@ -43,7 +42,7 @@ def launched(tiny_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Lau
     changes = ["methods=[deconfound]", f"train.batch_size={BATCH}", f"train.repeat_threshold={THRESHOLD}"]
     where = [f"data.root={tiny_shapes}", f"out={folder / 'run'}"]
     (folder / "arguments.json").write_text(json.dumps(["train", "shapes_lvis", *TINY_DETECTOR, *changes, *where]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(JOB), str(folder)]
+    command = [*TORCHRUN, "2", str(JOB), str(folder)]
     ended = subprocess.run(command, timeout=TIMEOUT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     ranks = [json.loads((folder / RECORD.format(rank=rank)).read_text()) for rank in (0, 1)]

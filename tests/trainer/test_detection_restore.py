@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from tde_trainer import again, app, checkpoint, results
+from tde_trainer import again, checkpoint, results
 from tde_trainer.config import config_from, load_recipe
 from tde_trainer.detection.restore import reader_of
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import load_set
 from tde_trainer.errors import UserError
 from tde_trainer.kinds import DETECTION
+from tde_trainer.table import alpha_table
 from torchvision.ops import FrozenBatchNorm2d
 from trainer_tools import Tde
 
@@ -124,9 +125,8 @@ class TestSweep:
         torch.save(content, cell / "checkpoint.pt")
         _, curves = again.sweep_run(cell, 4.0, 2)
         assert curves["deconfound"]["alphas"] == [0, 4] and "val" not in curves["deconfound"]
-        assert "val" not in " ".join(
-            str(column.header) for column in app.alpha_table("x", curves["deconfound"]).columns
-        )
+        shown = alpha_table("x", curves["deconfound"])
+        assert "val" not in " ".join(str(column.header) for column in shown.columns)
 
     def test_linear_has_nothing_to_sweep(self, tiny_detectors: Path) -> None:
         with pytest.raises(UserError, match="holds no method with TDE"):

@@ -13,7 +13,7 @@ import pytest
 from tde_trainer.plan.model import STAGES, Machine, Problem, flops, memory, wire
 from tde_trainer.plan.step import plan_step
 from tde_trainer.ranks import ON_CPU
-from trainer_tools import Tde
+from trainer_tools import TORCHRUN, Tde
 
 JOB = Path(__file__).with_name("plan_job.py")
 TIMEOUT = 150.0  # seconds
@@ -40,7 +40,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[Problem, list[dic
     for ranks in (2, 4):
         folder, cases = tmp_path_factory.mktemp("plan"), [case for case in CASES if case.ranks == ranks]
         (folder / "problems.json").write_text(json.dumps([vars(case) for case in cases]))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), str(JOB), str(folder)]
+        command = [*TORCHRUN, str(ranks), str(JOB), str(folder)]
         ended = subprocess.run(command, timeout=TIMEOUT, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
         seen = [json.loads((folder / f"measured{rank}.json").read_text()) for rank in range(ranks)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tde_trainer.config import load_config, load_recipe
 from tde_trainer.errors import UserError
 from tde_trainer.ranks import ON_CPU
 from tde_trainer.scaling.data import class_means, samples, zipf_labels
-from trainer_tools import Tde
+from trainer_tools import TORCHRUN, Tde
 
 TIMEOUT = 150.0  # seconds
 EPOCHS, STEPS = 3, 8
@@ -37,7 +36,7 @@ def one(tmp_path_factory: pytest.TempPathFactory, tde: Tde) -> Path:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of two."""
     folder = tmp_path_factory.mktemp("scaling") / "two"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tde_trainer"]
+    launch = [*TORCHRUN, "2", "-m", "tde_trainer"]
     ended = subprocess.run([*launch, *TRAIN, f"out={folder}"], timeout=TIMEOUT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.v2.functional import to_pil_image
 from typer.testing import Result
 
+# Each start on a port of its own, as several tests may be at it
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 TINY = ["train.epochs=2", "model.width=4", "model.features=8", "data.val_per_class=5", "head.alpha_steps=7"]
 
 # A detector for `tiny_shapes`, of which no more is wanted than that it is trained and evaluated in seconds
