@@ -27,7 +27,7 @@ def _choose() -> str:
         return "mkl"
     if asked is not None:
         return asked
-    if torch.__version__ < (2, 12):
+    if torch.__version__ < "2.12":  # as versions are ordered
         return "mkl"  # of 2.11 a signal that comes while oneDNN multiplies corrupts memory, whatever its handler does
     held_back = "AVX512" in torch.backends.cpu.get_cpu_capability() and core.missing is None
     return "onednn" if held_back and not core.compiled().build_info().intel_cpu else "mkl"
