@@ -41,6 +41,10 @@ def interrupted(run: Callable[[], object], line: int) -> bool:
     finally:
         sys.settrace(before)
         torch.set_grad_enabled(True)  # an interrupt inside torch's own no_grad() leaves it off
+        # One inside its autocast() leaves that entered: what it keeps of weights would be stale in every later training
+        for _ in range(torch.autocast_increment_nesting()):
+            torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
     return False
 
 

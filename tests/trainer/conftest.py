@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from pathlib import Path
 
 import pytest
+import tde_trainer
 from tde_trainer.app import app
 from tde_trainer.detection.shapes import write_shapes
 from trainer_tools import TINY, TINY_DETECTOR, Tde
 from typer.testing import CliRunner, Result
+
+# Commands import what they run when they run: what a test had patched just then, they would keep for all tests.
+for _module in pkgutil.walk_packages(tde_trainer.__path__, "tde_trainer."):
+    if not _module.name.endswith("__main__"):
+        importlib.import_module(_module.name)
 
 
 @pytest.fixture(scope="session")
