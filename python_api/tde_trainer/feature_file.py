@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import Features
+from tde_trainer.schema import SPLITS
 from tde_trainer.tensor_file import one_line, read_safetensors, write_safetensors
 
 FILE = "features.safetensors"  # in the folder of a training
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from tde_trainer.data.image_files import ImageFiles
 from tde_trainer.data.listing import Listing, list_file, read_lines, read_list
 from tde_trainer.data.pipeline import Pipeline
 from tde_trainer.errors import UserError
-from tde_trainer.schema import DataConfig
+from tde_trainer.schema import SPLITS, DataConfig
 
-SPLITS = ("train", "val", "test")
 JITTER = 0.4
 
 

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.progress import track
 
 from tde_trainer.errors import UserError, unknown
+from tde_trainer.schema import SPLITS
 
 
 def features(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run, or of one training in it.")],
-    splits: Annotated[str, typer.Option(help="Which to keep, joined by commas.")] = "train,val,test",
+    splits: Annotated[str, typer.Option(help="Which to keep, joined by commas.")] = ",".join(SPLITS),
 ) -> None:
     """Keep the features of every training beside its checkpoint, for all commands that need nothing else.
 
@@ -25,7 +26,7 @@ def features(
       tde features runs/imagenet_lt/linear/seed0 --splits val,test
     """
     from tde_trainer import results
-    from tde_trainer.feature_file import FILE, SPLITS
+    from tde_trainer.feature_file import FILE
     from tde_trainer.trained import TrainedCell
 
     wanted = splits.split(",")

@@ -13,7 +13,7 @@ from tde_trainer.evaluate import ALPHA_METRIC, Features, accuracy, alpha_grid, s
 from tde_trainer.feature_file import FeatureFile, load_features
 from tde_trainer.posthoc.head_file import FILE, load_head
 from tde_trainer.posthoc.weights import classifier_weight, is_published, read_checkpoint
-from tde_trainer.schema import HeadConfig
+from tde_trainer.schema import SPLITS, HeadConfig
 from tde_trainer.trained import TrainedCell
 
 
@@ -78,7 +78,7 @@ def fit_cell(folder: Path, family: Family) -> Fitted:
         raise UserError(
             f"{folder}: a {cell.head.normalizer} classifier is more than its weight; it can't be taken over"
         )
-    features = FeatureFile({split: cell.features(split) for split in ("train", "val", "test")}, cell.class_counts)
+    features = FeatureFile({split: cell.features(split) for split in SPLITS}, cell.class_counts)
     head = _built(cell.head.weight.detach(), family.arguments(cell.head))
     return _fitted(cell.result.method, head, features, folder / FILE)
 
