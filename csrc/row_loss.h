@@ -44,6 +44,7 @@ TDE_INLINE int64_t label_of(const CrossEntropy& loss, int term, int64_t row) {
 struct TermLoss {
   float peak = 0, log_sum = 0;  // of all classes, the label less its margin
   float rest = 0;               // 1 - p of the label
+  float at_base = 0;            // p of a class whose logit is the sums' own peak
   float spread = 0, pull = 0, smooth = 0;
   float value = 0;
 
@@ -71,7 +72,7 @@ class RowLoss {
     base_ = base_of(sums.peak);
     for (int t = 0; t < 2; ++t) {
       if (labels_[t] < 0) continue;
-      spread_ += terms_[t].spread * expf(terms_[t].log_p(base_));
+      spread_ += terms_[t].spread * terms_[t].at_base;
       smooth_ += terms_[t].smooth;
     }
   }
@@ -107,11 +108,13 @@ class RowLoss {
     TermLoss term;
     term.peak = sums_.peak > z ? sums_.peak : z;
     if (other >= 0 && z_other > term.peak) term.peak = z_other;
-    float others = sums_.sum * expf(sums_.peak - term.peak);
+    const float lowered = expf(sums_.peak - term.peak);
+    float others = sums_.sum * lowered;
     if (other >= 0) others += expf(z_other - term.peak);
     const float all = others + expf(z - term.peak);
     term.log_sum = logf(all);
     term.rest = others / all;
+    term.at_base = lowered / all;
     const float log_p = term.log_p(z);
     const float own = (1 - loss_.smoothing) * weight(label),
                 share = loss_.smoothing / static_cast<float>(loss_.classes);

@@ -45,9 +45,8 @@ void with_type(DType dtype, Run run) {
 // Waking a thread costs microseconds: below this many elements a pass stays on the calling one.
 constexpr int64_t kElementsWorthThreads = 1 << 15;
 
-inline int threads_for(const Matrix& matrix, int threads) {
-  return matrix.rows * matrix.cols < kElementsWorthThreads ? 1 : threads;
-}
+inline int threads_for(int64_t elements, int threads) { return elements < kElementsWorthThreads ? 1 : threads; }
+inline int threads_for(const Matrix& matrix, int threads) { return threads_for(matrix.rows * matrix.cols, threads); }
 
 // Calls run(block, begin, end) for every block of rows; a block is one thread's. Blocks do not depend on the threads.
 constexpr int64_t kBlockRows = 32;

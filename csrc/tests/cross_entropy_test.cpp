@@ -125,6 +125,7 @@ Results all_at_once(const Problem& p, const Inputs& of, int threads) {
   return {{"losses", losses.values()}, {"gradient", logits.values()}};
 }
 
+// The gradient of the last classes comes with the sums, that of the others after them.
 Results some_at_a_time(const Problem& p, const Inputs& of, int threads) {
   const int64_t step = (p.classes + 2) / 3;
   const Array<SoftmaxSums> sums(p.rows);
@@ -135,10 +136,11 @@ Results some_at_a_time(const Problem& p, const Inputs& of, int threads) {
       const int64_t number = std::min(step, p.classes - first);
       const Grid logits(p.dtype, p.rows, number, p.gap);
       copy(of.logits, first, logits);
-      const bool last = take && first + number == p.classes;
-      expect_ok(cross_entropy(logits, of.options(p), {first, take, sums.data(), last ? losses.data() : nullptr, !take},
-                              threads));
-      for (int64_t r = 0; r < p.rows && !take; ++r)
+      const bool last = first + number == p.classes, with_gradient = take == last;
+      if (last && !take) continue;
+      expect_ok(cross_entropy(logits, of.options(p),
+                              {first, take, sums.data(), last ? losses.data() : nullptr, with_gradient}, threads));
+      for (int64_t r = 0; r < p.rows && with_gradient; ++r)
         for (int64_t c = 0; c < number; ++c) gradient[r * p.classes + first + c] = logits.at(r, c);
     }
   return {{"losses", losses.values()}, {"gradient", gradient}};
