@@ -458,13 +458,12 @@ class LossOptions(NamedTuple):
     def of(self, target: Tensor, dtype: torch.dtype = torch.float32) -> Loss:
         """The loss of flat rows: the reduction and the shares of mixup, in ``dtype``, are what each row counts for."""
         labels = target.reshape(-1).contiguous()
-        mixed = self.target_b is not None
         other = None if self.target_b is None else self.target_b.reshape(-1).contiguous()
         return Loss(
             labels,
-            self._share(labels, self.lam if mixed else 1.0, dtype),
+            self._share(labels, dtype) if other is None else self._share(labels, dtype) * self.lam,
             other,
-            None if other is None else self._share(other, 1 - self.lam, dtype),
+            None if other is None else self._share(other, dtype) * (1 - self.lam),
             self.class_weight,
             self.logit_bias,
             self.margin,
@@ -473,15 +472,14 @@ class LossOptions(NamedTuple):
             self.focal_exponent,
         )
 
-    def _share(self, labels: Tensor, part: float | Tensor, dtype: torch.dtype) -> Tensor:
-        share = torch.ones(labels.shape, dtype=dtype, device=labels.device) * part
+    def _share(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         if self.reduction != "mean":
-            return share
+            return torch.ones(labels.shape, dtype=dtype, device=labels.device)
         taken = labels != self.ignore_index
         if self.class_weight is None:
-            return share / taken.sum()
-        weight = self.class_weight.detach().to(dtype)[torch.where(taken, labels, 0)]
-        return share / torch.where(taken, weight, 0).sum()
+            return taken.to(dtype) / taken.sum()
+        weight = torch.where(taken, self.class_weight.detach().to(dtype)[torch.where(taken, labels, 0)], 0)
+        return torch.ones_like(weight) / weight.sum()
 
 
 def _cross_entropy(

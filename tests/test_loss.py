@@ -169,6 +169,28 @@ def test_used_twice_in_one_graph(reduction: str, fused: Fused) -> None:
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("upstream", [1.0, -0.5])
+def test_gradients_are_the_callers_own(upstream: float, fused: Fused) -> None:
+    """A graph that is kept gives the same again, whatever became of what it gave before."""
+    backend, device = fused
+    p = problem(10, 12, 9, 2).cast(torch.float32, device, grad=True)
+    target = torch.randint(9, (10,), device=device)
+    loss = upstream * F.grouped_cross_entropy(p.x, p.w, target, **p.family, backend=backend)
+    found = []
+    for keeps in (True, True, False):
+        gradients = torch.autograd.grad(loss, p.leaves(), retain_graph=keeps)
+        found.append([gradient.clone() for gradient in gradients])
+        for gradient in gradients:
+            gradient.fill_(torch.nan)
+    want = torch.autograd.grad(
+        upstream * F.grouped_cross_entropy(p.x, p.w, target, **p.family, backend="reference"), p.leaves()
+    )
+    for each in found:
+        torch.testing.assert_close(each, list(want), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, p.leaves())
+
+
 @pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
 def test_only_what_is_asked_for(wanted: tuple[bool, bool], fused: Fused) -> None:
     backend, device = fused

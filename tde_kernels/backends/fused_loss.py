@@ -12,7 +12,7 @@ The first two take the gradients along in the forward, where one number is upstr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,10 @@ from tde_kernels.backends import core, loss_by_classes, loss_by_rows
 from tde_kernels.backends.core import Kept
 from tde_kernels.backends.grouped import NOTHING, Grouped, Intake, Loss, LossPass, Wants
 from tde_kernels.backends.loss_passes import SUMS, LossPasses
+
+
+def _floats(p: Grouped, *shape: int) -> Tensor:
+    return p.x.new_empty(shape, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -48,22 +52,24 @@ class FusedLoss:
 
     def forward(self, p: Grouped, loss: Loss, intake: Intake, wants: Wants, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """See ``tde::cross_entropy``."""
-        wants, dtype = self.taken_along(p, wants, dtype), self.passes.multiplied_as(dtype)
-        losses = p.x.new_empty(p.x.shape[0], dtype=torch.float32)
-        sums = p.x.new_empty((0 if any(wants) else p.x.shape[0], SUMS), dtype=torch.float32)
-        nothing = [p.x.new_empty(0, dtype=torch.float32) for _ in range(3)]
-        way = self.way(p, dtype)
-        if way == "whole":
+        taken, dtype = self.taken_along(p, wants, dtype), self.passes.multiplied_as(dtype)
+        along = any(taken)
+        losses = _floats(p, p.x.shape[0])
+        sums = _floats(p, 0 if along else p.x.shape[0], SUMS)
+        gradients: Sequence[Tensor] = ()
+        feature_sum: Tensor | None
+        if along and self.way(p, dtype) == "rows":
+            *gradients, feature_sum = loss_by_rows.run(self.passes, p, loss, intake, taken, dtype, losses)
+        elif self.way(p, dtype) == "whole":
             z, saved, feature_sum = self.logits(p, intake, dtype)
-            kept = None if any(wants) else sums
-            self.passes.cross_entropy(z, loss, p.w.shape[0], LossPass(sums=kept, losses=losses, gradient=any(wants)))
-            gradients = list(self.logits_backward(p, z, saved, wants)) if any(wants) else nothing
-        elif any(wants):
-            *gradients, feature_sum = loss_by_rows.run(self.passes, p, loss, intake, wants, dtype, losses)
+            what = LossPass(sums=None if along else sums, losses=losses, gradient=along)
+            self.passes.cross_entropy(z, loss, p.w.shape[0], what)
+            gradients = self.logits_backward(p, z, saved, taken) if along else ()
         else:
-            gradients, feature_sum = nothing, loss_by_classes.take(self.passes, p, loss, intake, dtype, losses, sums)
-        nowhere = p.x.new_empty(0, dtype=torch.float32)
-        return losses, *gradients, sums, nowhere if feature_sum is None else feature_sum
+            feature_sum = loss_by_classes.take(self.passes, p, loss, intake, dtype, losses, sums)
+        if feature_sum is None:
+            feature_sum = _floats(p, 0)
+        return losses, *(gradients or (_floats(p, 0) for _ in Wants._fields)), sums, feature_sum
 
     def backward(
         self,

@@ -8,7 +8,7 @@ them; else the backward computes them, for what comes upstream, from what the fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from tde_kernels.backends import core, implementation
 from tde_kernels.backends.grouped import NOTHING, Grouped, Intake, Loss, Wants
 from tde_kernels.backends.loss_passes import SUMS
 from tde_kernels.normalizers import Classifier
-from tde_kernels.ops.library import define, define_grouped, launch
+from tde_kernels.ops.library import define, define_grouped, launch, nobody_looks
 
 _VECTORS = Loss._fields[:7]  # of the loss; what follows are numbers
 
@@ -179,10 +179,19 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         dx, dw, dclass_scale = (
-            (gradient * grad).to(gradient.dtype) if wanted else None
-            for gradient, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
+            gradient if wanted else None
+            for gradient, wanted in zip(_scaled(ctx.saved_tensors, grad), ctx.needs_input_grad[:3], strict=True)
         )
         return dx, dw, None if dclass_scale is None else dclass_scale.to(ctx.scale_dtype), None, None, None, None
+
+
+def _scaled(gradients: Sequence[Tensor], grad: Tensor) -> Sequence[Tensor]:
+    """Saved ``gradients``, for what comes upstream; in their own memory where this backward is the graph's last."""
+    if not nobody_looks(grad, *gradients) or torch._C._autograd._get_current_graph_task_keep_graph():
+        return [(gradient * grad).to(gradient.dtype) for gradient in gradients]
+    if grad.is_cpu and grad.item() == 1:  # as after loss.backward(); on a GPU looking would synchronise
+        return gradients
+    return [gradient.mul_(grad) for gradient in gradients]
 
 
 class _Losses(torch.autograd.Function):
@@ -238,16 +247,22 @@ def cross_entropy(
     p = Grouped.of(x, w, classifier)
     learnt = [torch.is_grad_enabled() and a is not None and a.requires_grad for a in p.tensors[:3]]
     wants = Wants(*learnt) if total else NOTHING
-    losses, *gradients, sums, feature_sum = _run(
-        p.detached(),
-        *map(_detached, loss[: len(_VECTORS)]),
-        intake.mask,
-        intake.ema,
-        intake.num_updates,
-        **_options(loss, wants, dtype, backend),
-        momentum=intake.momentum,
-        take_sum=intake.take_sum,
-    )
+    vectors: tuple[Any, ...] = loss[: len(_VECTORS)]
+    if nobody_looks(*p.tensors, *vectors, intake.mask, intake.ema):
+        with torch.no_grad():
+            found = launch("cross_entropy", backend, p, core.float_vectors(loss), intake, wants, dtype)
+    else:
+        found = _run(
+            p.detached(),
+            *map(_detached, vectors),
+            intake.mask,
+            intake.ema,
+            intake.num_updates,
+            **_options(loss, wants, dtype, backend),
+            momentum=intake.momentum,
+            take_sum=intake.take_sum,
+        )
+    losses, *gradients, sums, feature_sum = found
     if any(gradient.dim() == 2 for gradient in gradients):  # they were taken along
         return _Total.apply(*p.tensors[:3], losses, *gradients), feature_sum
     if any(learnt):
