@@ -243,4 +243,4 @@ def head_direction(ema: Tensor, *, num_heads: int) -> Tensor:
 
 alpha_sweep = partial(sweep.alpha_sweep, PASSES)
 alpha_segments = partial(sweep.alpha_segments, PASSES)
-topk = partial(largest.topk, PASSES)
+topk = partial(largest.topk, PASSES, logits)

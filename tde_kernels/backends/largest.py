@@ -6,11 +6,15 @@ largest of a chunk and those kept are merged by ``torch.topk`` alone, which leav
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from tde_kernels.backends.by_classes import class_chunks, some_classes
-from tde_kernels.backends.grouped import Grouped, Intake
+from tde_kernels.backends.core import Kept
+from tde_kernels.backends.grouped import NO_INTAKE, Grouped, Intake
 from tde_kernels.backends.loss_passes import LossPasses, scaled
 
 _CLASSES = 2**32  # more than there are
@@ -29,45 +33,60 @@ def _largest(keys: Tensor, k: int) -> Tensor:
     return keys.topk(min(k, keys.shape[1]), dim=1).values
 
 
-def _by_torch(z: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """Values and places of the ``k`` largest of ``z [B, N]`` as torch chooses them, or None where it may be wrong.
+class _Chosen(NamedTuple):
+    """The ``k + 1`` largest of a row, or all, as torch chooses them; which are ``above`` the next is for sure.
 
-    That is where the last place is tied. On a GPU looking would synchronise.
+    Of equal ones, and of NaN, torch leaves the order open.
     """
-    if z.device.type != "cpu":
-        return None
-    values, places = z.topk(min(k, z.shape[1]), dim=1)
-    last = values[:, -1:]
-    shared = (z == last).sum(1) > (values == last).sum(1)
-    return None if (shared | last[:, 0].isnan()).any() else (values, places)
+
+    values: Tensor  # [B, k + 1], in descending order
+    places: Tensor
+    above: Tensor  # [B, k] bool
+
+    @classmethod
+    def of(cls, z: Tensor, k: int) -> _Chosen | None:
+        """None on a GPU, where looking would synchronise."""
+        if z.device.type != "cpu":
+            return None
+        values, places = z.topk(min(k + 1, z.shape[1]), dim=1)
+        return cls(values, places, values[:, :-1] > values[:, 1:])
 
 
-def _ties(values: Tensor) -> bool:
-    """Whether neighbours in descending ``values [B, K]`` are equal, or not a number."""
-    return bool((values[:, 1:] == values[:, :-1]).any() | values[:, 0].isnan().any())
-
-
-def _largest_of(z: Tensor, first: int, k: int) -> Tensor:
+def _largest_of(z: Tensor, chosen: _Chosen | None, first: int, k: int) -> Tensor:
     """Keys of the ``k`` largest of ``z [B, N]``, the logits of the classes from ``first`` on, or of all there are."""
-    chosen = _by_torch(z, k)
-    if chosen is not None:
-        return _keys(chosen[0], first + chosen[1])
-    return _largest(_keys(z, torch.arange(first, first + z.shape[1], device=z.device)), k)
+    if chosen is not None and chosen.above[:, k - 1 : k].all():  # these, in whatever order
+        keys = _keys(chosen.values[:, :k], first + chosen.places[:, :k])
+    else:
+        keys = _keys(z, torch.arange(first, first + z.shape[1], device=z.device))
+    return _largest(keys, k)
 
 
-def topk(passes: LossPasses, p: Grouped, *, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """See ``tde::topk``."""
+def topk(
+    passes: LossPasses,
+    logits: Callable[[Grouped, Intake, torch.dtype], tuple[Tensor, Kept, Tensor | None]],
+    p: Grouped,
+    *,
+    k: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """See ``tde::topk``; ``logits`` are the backend's own, where those of all classes fit in the workspace."""
     inside = passes.multiplied_as(dtype)
-    x_hat, _, _ = passes.scaled_features(p.features, inside, Intake())
-    kept = torch.empty((p.x.shape[0], 0), dtype=torch.int64, device=p.x.device)
     share = 1 if p.x.device.type == "cpu" else 8  # a key is as large as two to four logits, and made of such
-    for chunk in class_chunks(p, inside, passes.workspace // share):
-        w_hat, _ = scaled(passes, some_classes(p.weights, chunk), inside)
-        z = passes.product(x_hat, w_hat).to(dtype)
-        if z.shape[1] == p.w.shape[0] and (chosen := _by_torch(z, k)) is not None and not _ties(chosen[0]):
-            return chosen  # of all classes at once, and in the one order that there is
-        found = _largest_of(z, chunk.start, k)
-        kept = _largest(torch.cat([kept, found], 1), k)
+    chunks = list(class_chunks(p, inside, passes.workspace // share))
+    if len(chunks) == 1:
+        z, _, _ = logits(p, NO_INTAKE, dtype)
+        chosen = _Chosen.of(z, k)
+        if chosen is not None and chosen.above.all():
+            return chosen.values[:, :k], chosen.places[:, :k]
+        kept = _largest_of(z, chosen, 0, k)
+    else:
+        x_hat, _, _ = passes.scaled_features(p.features, inside, NO_INTAKE)
+        kept = torch.empty((p.x.shape[0], 0), dtype=torch.int64, device=p.x.device)
+        for chunk in chunks:
+            w_hat, _ = scaled(passes, some_classes(p.weights, chunk), inside)
+            z = passes.product(x_hat, w_hat).to(dtype)
+            found = _largest_of(z, _Chosen.of(z, k), chunk.start, k)
+            kept = _largest(torch.cat([kept, found], 1), k)
     ordered = (kept // _CLASSES).int()  # rounded down: the class is what is left
     values = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
     return values.to(dtype), _CLASSES - 1 - kept % _CLASSES

@@ -20,7 +20,7 @@ cross_entropy_losses = LOSS.losses
 head_direction = partial(around_product.head_direction, PASSES)
 alpha_sweep = partial(sweep.alpha_sweep, PASSES)
 alpha_segments = partial(sweep.alpha_segments, PASSES)
-topk = partial(largest.topk, PASSES)
+topk = partial(largest.topk, PASSES, logits)
 
 __all__ = [
     "LOSS",

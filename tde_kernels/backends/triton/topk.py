@@ -15,6 +15,7 @@ from tde_kernels.backends import largest
 from tde_kernels.backends.grouped import Grouped
 from tde_kernels.backends.triton import configs, launch
 from tde_kernels.backends.triton.effects import effects, inputs
+from tde_kernels.backends.triton.logits import logits
 from tde_kernels.backends.triton.rows import PASSES
 
 # A list is searched element by element: beyond this length a product of some classes at a time is the better way
@@ -95,7 +96,7 @@ def _keep_largest(
 def topk(p: Grouped, *, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """See ``tde::topk``."""
     if k > _LONGEST:
-        return largest.topk(PASSES, p, k=k, dtype=dtype)
+        return largest.topk(PASSES, logits, p, k=k, dtype=dtype)
     x, batch, classes = p.x, p.x.shape[0], p.w.shape[0]
     config = configs.tiles_kept(batch, classes, x.shape[1] // p.heads, (x, p.w))
     tiles_m = triton.cdiv(batch, config["BLOCK_M"])
