@@ -220,6 +220,21 @@ def test_rows_of_mixed_norms_do_not_disturb_each_other(fused: Fused) -> None:
     assert_close(ours[0], naive[0], want[0], "gradient of x")
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("classes", [100, 64])
+def test_what_is_no_number_stays_in_its_row(classes: int, dtype: torch.dtype, value: float, fused: Fused) -> None:
+    """In the logits and the features' gradient: libraries' tiles reach into the next row where the lengths are odd."""
+    backend, device = fused
+    p = problem(129, 36, classes, 3).cast(dtype, device)
+    upstream = torch.randn(129, classes, dtype=dtype, device=device)
+    p.x[::3], upstream[::3] = value, value
+    logits, (dx, *_) = gradients(p.cast(dtype, device, grad=True), run_on(backend), upstream)
+    for result in (logits, dx):
+        finite = result.isfinite()
+        assert not finite[::3].any() and finite[1::3].all() and finite[2::3].all()
+
+
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_one_row_one_class_one_channel_a_head(normalizer: str, fused: Fused) -> None:
     p = problem(1, 3, 1, 3, normalizer, tde=True)
@@ -407,9 +422,11 @@ def test_threads_do_not_change_a_bit_of_small_problems(plan: str, monkeypatch: p
         one = gradients(p, run_on("cpu"), upstream)
     finally:
         torch.set_num_threads(threads)
-    if plan == "small":  # the libraries' products do not promise it
-        assert torch.equal(one[0], many[0]) and all(map(torch.equal, one[1], many[1]))
-    torch.testing.assert_close(one, many, rtol=1e-5, atol=1e-5)
+    for got, want in zip((one[0], *one[1]), (many[0], *many[1]), strict=True):
+        if plan == "small":
+            assert torch.equal(got, want)
+        else:  # the libraries' products promise no order of the terms
+            assert error(got, want.double()) < 1e-5
 
 
 def test_rounding_to_bfloat16_is_torchs() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tde_trainer import results
 from tde_trainer.config import config_from
+from tde_trainer.device import cpu_threads
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import alpha_grid
 from tde_trainer.files import dumps, write_atomic
@@ -55,13 +58,13 @@ def grid_of(config: HeadConfig, maximum: float | None, steps: int | None) -> Hea
 def evaluate_runs(path: Path, alpha: float | None) -> dict[str, Any]:
     """Every finished training under ``path`` on its test images, summarized; ``alpha`` replaces the chosen ones."""
     cells = results.finished_cells(path)
-    task = _task(cells)
     groups: dict[str, list[dict[str, Any]]] = {}
-    for cell in cells:
-        own = cell.values["alpha"]
-        chosen = None if own is None else own["value"] if alpha is None else alpha
-        measured = {"alpha": {"value": chosen}, "accuracy": task.evaluate(cell, chosen)}
-        groups.setdefault(cell.method, []).append({"config": cell.values["config"], **measured})
+    with _task(cells) as task:
+        for cell in cells:
+            own = cell.values["alpha"]
+            chosen = None if own is None else own["value"] if alpha is None else alpha
+            measured = {"alpha": {"value": chosen}, "accuracy": task.evaluate(cell, chosen)}
+            groups.setdefault(cell.method, []).append({"config": cell.values["config"], **measured})
     return results.summarize(groups)
 
 
@@ -75,13 +78,13 @@ def sweep_run(path: Path, maximum: float | None, steps: int | None) -> tuple[Pat
     cells = results.with_tde(path)
     if not cells:
         raise UserError(f"{path} holds no method with TDE")
-    task = _task(cells)
-    alphas = task.alphas
-    if maximum is not None or steps is not None:
-        alphas = alpha_grid(grid_of(HeadConfig(alpha_max=alphas[-1], alpha_steps=len(alphas)), maximum, steps))
     curves: dict[str, list[dict[str, dict[str, list[float]]]]] = {}
-    for cell in cells:
-        curves.setdefault(cell.method, []).append(task.sweep(cell, alphas))
+    with _task(cells) as task:
+        alphas = task.alphas
+        if maximum is not None or steps is not None:
+            alphas = alpha_grid(grid_of(HeadConfig(alpha_max=alphas[-1], alpha_steps=len(alphas)), maximum, steps))
+        for cell in cells:
+            curves.setdefault(cell.method, []).append(task.sweep(cell, alphas))
     described = {"task": kind_of(cells[0].values["config"]).task, "alphas": alphas}
     summary = {
         method: described | {split: _mean_curve([curve[split] for curve in seeds]) for split in seeds[0]}
@@ -92,8 +95,12 @@ def sweep_run(path: Path, maximum: float | None, steps: int | None) -> tuple[Pat
     return file, summary
 
 
-def _task(cells: list[Result]) -> Task[Any]:
-    return task_of(config_from(cells[0].values["config"]))
+@contextmanager
+def _task(cells: list[Result]) -> Iterator[Task[Any]]:
+    """What they were trained for, with as many CPU threads as then: with others a product may be rounded otherwise."""
+    config = config_from(cells[0].values["config"])
+    with cpu_threads(config.train.threads):
+        yield task_of(config)
 
 
 def _mean_curve(seeds: list[dict[str, list[float]]]) -> dict[str, list[dict[str, Any]]]:

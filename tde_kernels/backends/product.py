@@ -10,6 +10,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.nn import functional as nnf
 
 from tde_kernels.backends import core
 
@@ -37,6 +38,10 @@ LIBRARY = _choose()
 # Without instructions for it torch's product of bfloat16 takes from 6 to 300 times as long as that of float32
 MULTIPLIES_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
+# oneDNN's kernel for AMX takes whole tiles. Where a row's length is no multiple of theirs they end in the next row, and
+# what is no number there enters the product, times zero: uxlfoundation/oneDNN#5717, in torch 2.11 to 2.15
+_ROWS_LEAK, _TILE = MULTIPLIES_BF16 and torch.cpu._is_amx_tile_supported(), 32
+
 
 def multiplied_as(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which operands of a product in ``dtype`` are multiplied: that, or float32 where it is faster."""
@@ -46,6 +51,8 @@ def multiplied_as(dtype: torch.dtype) -> torch.dtype:
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b^T`` of ``a [M, N]`` and ``b [P, N]``, any strides, in their common dtype."""
     if a.dtype != torch.float32:
+        if _ROWS_LEAK and a.stride(1) == 1 and a.shape[1] % _TILE:
+            a, b = _whole_tiles(a), _whole_tiles(b)
         return torch.mm(a, b.t())
     if LIBRARY == "onednn" and a.shape[0] * a.shape[1] * b.shape[0] > _WORTH_ONEDNN:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
@@ -53,6 +60,12 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if max(a.shape[0], b.shape[0]) > _ROWS_AT_ONCE and a.stride(1) == 1 and b.stride(1) == 1:
         return _by_rows(a, b)
     return torch.mm(a, b.t())
+
+
+def _whole_tiles(a: Tensor) -> Tensor:
+    """``a`` with as many columns of zeros as make whole tiles, its columns or its rows side by side as they were."""
+    missing = -a.shape[1] % _TILE
+    return nnf.pad(a, (0, missing)) if a.stride(1) == 1 else nnf.pad(a.t(), (0, 0, 0, missing)).t()
 
 
 def _by_rows(a: Tensor, b: Tensor) -> Tensor:

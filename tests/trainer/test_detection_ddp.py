@@ -17,6 +17,7 @@ from tde_trainer.detection.images import RepeatFactorSampler, repeat_factors
 from tde_trainer.detection.restore import reader_of
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import load_set
+from tde_trainer.device import cpu_threads
 from tde_trainer.ranks import ON_CPU
 from tde_trainer.results import finished_cells
 from trainer_tools import TINY_DETECTOR, TORCHRUN
@@ -78,7 +79,9 @@ def test_one_submission_holds_every_image_once(launched: Launched) -> None:
     config = config_from(cell.values["config"])
     assert isinstance(config, DetectionConfig)
     data = load_set(config.data)
-    for mode, alone in reader_of(cell, config, data).in_every_way(cell.values["alpha"]["value"]):
+    with cpu_threads(config.train.threads):
+        found_alone = list(reader_of(cell, config, data).in_every_way(cell.values["alpha"]["value"]))
+    for mode, alone in found_alone:
         found = json.loads((launched.cell / f"detections/{mode}.json").read_text())
         images = [image for image, _ in groupby(found, key=lambda entry: entry["image_id"])]
         assert sorted(images) == sorted(image.id for image in data.test.images)

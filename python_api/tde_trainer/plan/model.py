@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from tde_kernels.backends.loss_passes import ON_CPU, ON_GPU, SUMS
+from tde_kernels.backends.product import LIBRARY
 from tde_kernels.class_parallel.shards import Shards
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -155,11 +156,11 @@ def workspace(p: Problem, machine: Machine) -> int:
     """Bytes of the fused loss: scaled features; then scaled weights, logits and gradients of some classes at a time.
 
     Half of the backend's workspace is for scaled weights and logits. The last classes' logits and gradient are still
-    there while the next logits are computed; on CPUs torch's float32 product copies logits that it has transposed.
+    there while the next logits are computed; oneDNN, if this CPU takes it for float32, copies those that it transposes.
     """
     features = p.rows * (p.dim * p.element + p.heads * FLOAT)
     logits, scaled = p.rows * p.element, p.dim * p.element
-    copied = machine.backend == "gloo" and p.dtype == "float32"
+    copied = machine.backend == "gloo" and p.dtype == "float32" and LIBRARY == "onednn"
     at_once = classes_at_once(p, machine)
     if at_once == p.looked_at:
         return features + p.looked_at * ((2 if copied else 1) * logits + scaled)
