@@ -77,7 +77,7 @@ def topk(
         z, _, _ = logits(p, NO_INTAKE, dtype)
         chosen = _Chosen.of(z, k)
         if chosen is not None and chosen.above.all():
-            return chosen.values[:, :k], chosen.places[:, :k]
+            return chosen.values[:, :k].contiguous(), chosen.places[:, :k].contiguous()
         kept = _largest_of(z, chosen, 0, k)
     else:
         x_hat, _, _ = passes.scaled_features(p.features, inside, NO_INTAKE)
