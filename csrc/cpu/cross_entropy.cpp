@@ -1,4 +1,4 @@
-// Softmax cross entropy and its gradient, a row at a time: it stays in cache from its logits to its gradient.
+// Softmax cross entropy and its gradient, a few rows at a time: they stay in cache from their logits to their gradient.
 #include "tde/cross_entropy.h"
 
 #include <algorithm>
