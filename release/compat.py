@@ -52,8 +52,8 @@ ENVIRONMENTS = (
     Environment("python3.10", "3.10", ("torch>=2.14", "numpy>=2"), CORE),
     Environment("python3.11", "3.11", ("torch>=2.14", "numpy>=2"), CORE),
     Environment("python3.12", "3.12", ("torch>=2.14", "numpy>=2"), CORE),
-    # Triton 3.6's interpreter makes numbers of arrays as numpy 2.5 no longer does
-    Environment("python3.13-torch2.11", "3.13", ("torch==2.11.*", "numpy>=2,<2.5"), CORE),
+    # Triton 3.6's interpreter makes numbers of arrays as numpy 2.4 no longer does
+    Environment("python3.13-torch2.11", "3.13", ("torch==2.11.*", "numpy>=2,<2.4"), CORE),
 )
 
 
