@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -124,3 +125,12 @@ def test_a_run_is_counted_by_pytests_account(tmp_path: Path) -> None:
     compat.read_junit(tmp_path / "junit.xml", result)
     assert (result.passed, result.skipped) == (1, 1) and not result.ok
     assert result.failed == ["test_three::test_bad", "test_three::test_error"]
+
+
+def test_the_page_has_the_results_of_compat() -> None:
+    results = json.loads((ROOT / "docs/results/compat.json").read_text())
+    environments = results["environments"]
+    assert list(environments) == [environment.name for environment in compat.ENVIRONMENTS]
+    for found in environments.values():
+        assert found["passed"] and not found["failed"] and not found["problem"]
+    assert compat.markdown(results) in (ROOT / "docs/trust.md").read_text()
