@@ -52,6 +52,15 @@ def test_logarithm(dtype: torch.dtype, fused: Fused) -> None:
     assert_close(got, naive, want, "log-probabilities")
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF], ids=hex)
+def test_a_class_that_is_no_number(bits: int, fused: Fused) -> None:
+    """Nothing is a probability beside it, whatever its bits."""
+    backend, device = fused
+    p = problem(5, 24, 40, 2, tde=True).cast(torch.float32, device)
+    p.w[7] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    assert run(p, 3, backend).isnan().all()
+
+
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (0,), (2, 0)], ids=str)
 def test_leading_shapes(shape: tuple[int, ...], fused: Fused) -> None:
     p = problem(shape, 12, 9, 2, tde=True)

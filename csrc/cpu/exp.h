@@ -26,8 +26,9 @@ inline float exp_nonpositive(float x) {
   p = p * r + 1.f;
   p = p * r + 1.f;
   const uint32_t exponent = std::bit_cast<uint32_t>(shifted) << 23;  // n, where a float keeps its exponent
-  const float scaled = std::bit_cast<float>(std::bit_cast<uint32_t>(p) + exponent);
-  return x < kLowest ? 0.f : scaled;
+  // Multiplied, not added to the bits of p: of a NaN, whose low bits may be any, a NaN is to come out
+  const float power = std::bit_cast<float>(exponent + 0x3f800000u);
+  return x < kLowest ? 0.f : p * power;
 }
 
 }  // namespace

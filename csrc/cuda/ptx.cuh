@@ -119,7 +119,7 @@ __device__ __forceinline__ void round_operand(uint32_t (&registers)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
 #ifdef TDE_EMULATED
-      registers[i] = (registers[i] + 0x1000u) & ~0x1fffu;
+      if ((registers[i] & 0x7fffffffu) <= 0x7f800000u) registers[i] = (registers[i] + 0x1000u) & ~0x1fffu;  // no NaN
 #else
       asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(registers[i]) : "f"(__uint_as_float(registers[i])));
 #endif

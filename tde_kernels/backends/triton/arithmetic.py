@@ -17,7 +17,7 @@ def rounded(a, DTYPE: tl.constexpr):
             if a.dtype == tl.float32:
                 bits = a.to(tl.uint32, bitcast=True)
                 bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-                a = bits.to(tl.float32, bitcast=True)
+                a = tl.where(a == a, bits.to(tl.float32, bitcast=True), float("nan"))
     return a.to(DTYPE)
 
 
