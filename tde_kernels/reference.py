@@ -15,7 +15,6 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn import functional as nnf
 
 from tde_kernels import checks, distributed
 from tde_kernels.envelope import Envelope, segments
@@ -97,17 +96,10 @@ def logits(
     x: Tensor, w: Tensor, classifier: Classifier, direction: Tensor | None = None, alpha: float | Tensor = 0.0
 ) -> Tensor:
     """:func:`tde_logits`, or without a direction :func:`grouped_logits`, of arguments that were checked."""
-    return wide_logits(x, w, classifier, direction, alpha).to(x.dtype)
-
-
-def wide_logits(
-    x: Tensor, w: Tensor, classifier: Classifier, direction: Tensor | None = None, alpha: float | Tensor = 0.0
-) -> Tensor:
-    """The same, not yet rounded to the dtype of ``x``."""
     if direction is None:
-        return _total(x, w, classifier)
+        return _total(x, w, classifier).to(x.dtype)
     total, along_x, along_w = effects(x, w, direction, classifier)
-    return total - _number(alpha) * product(along_x, along_w)
+    return (total - _number(alpha) * product(along_x, along_w)).to(x.dtype)
 
 
 def head_direction(ema: Tensor, *, num_heads: int) -> Tensor:
@@ -323,7 +315,7 @@ def cross_entropy(
         known = torch.where(taken, labels, 0)
         shifted = z
         if margin is not None:
-            shifted = z - nnf.one_hot(known, z.shape[-1]) * margin.to(z.dtype)
+            shifted = z - (torch.arange(z.shape[-1], device=z.device) == known[:, None]) * margin.to(z.dtype)
         weight = None if class_weight is None else class_weight.to(z.dtype)
         log_p = torch.log_softmax(shifted, -1)
         own = log_p.gather(-1, known[:, None]).squeeze(-1)
@@ -412,11 +404,9 @@ def alpha_sweep(
 
 def winners(total: Tensor, along_x: Tensor, along_w: Tensor, alphas: Tensor) -> Tensor:
     """argmax of ``total - alpha * along_x @ along_w^T`` for every alpha: int64 ``[A, ...]``, ties to the lowest."""
-    result = torch.empty((len(alphas), *total.shape[:-1]), dtype=torch.int64, device=total.device)
     correction = product(along_x, along_w)
-    for step, alpha in zip(result, alphas, strict=True):
-        torch.argmax(total - alpha * correction, -1, out=step)
-    return result
+    found = [torch.argmax(total - alpha * correction, -1) for alpha in alphas]
+    return torch.stack(found) if found else total.new_empty((0, *total.shape[:-1]), dtype=torch.int64)
 
 
 @torch.no_grad()
@@ -466,8 +456,7 @@ def topk(
     checks.at_most(k, w.shape[0], "k")
     if direction is not None:
         checks.counterfactual(x, direction, alpha)
-    values, classes = lowest_topk(wide_logits(x, w, classifier, direction, alpha), k)
-    return values.to(x.dtype), classes
+    return lowest_topk(logits(x, w, classifier, direction, alpha), k)
 
 
 def lowest_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -178,6 +178,27 @@ def test_topk_in_one_piece_is_the_sort(fused: Fused) -> None:
     assert torch.equal(classes, order[:, :20])
 
 
+def test_topk_of_rounded_logits_leaves_ties_to_the_lowest_class() -> None:
+    p = problem(200, 8, 400, 2).cast(torch.float16)
+    values, classes = F.topk(p.x, p.w, 20, **p.family)
+    tie = values[:, 1:] == values[:, :-1]
+    assert tie.sum() > 10 and (classes.diff()[tie] > 0).all()
+
+
+def test_topk_of_what_is_no_number(fused: Fused) -> None:
+    """It is above all numbers, as for torch; of several the lowest class comes first, and every class is one."""
+    backend, device = fused
+    p = problem(9, 24, 50, 2, tde=True).cast(torch.float32, device)
+    want, order = F.topk(p.x, p.w, 3, direction=p.direction, alpha=1.5, **p.family, backend=backend)
+    without = order.ne(17).all(1)
+    p.x[4], p.w[17] = torch.nan, torch.nan
+    values, classes = F.topk(p.x, p.w, 3, direction=p.direction, alpha=1.5, **p.family, backend=backend)
+    assert classes[4].tolist() == [0, 1, 2] and values[4].isnan().all()
+    others = without & (torch.arange(9, device=device) != 4)
+    assert others.sum() > 5 and (classes[others, 0] == 17).all() and values[others, 0].isnan().all()
+    assert torch.equal(classes[others, 1:], order[others, :2]) and torch.equal(values[others, 1:], want[others, :2])
+
+
 def test_topk_of_numbers_that_are_hard_to_order(fused: Fused) -> None:
     """Zeros of both signs tie; infinities and negative numbers keep their order."""
     backend, device = fused

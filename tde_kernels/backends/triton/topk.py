@@ -20,6 +20,22 @@ from tde_kernels.backends.triton.rows import PASSES
 
 # A list is searched element by element: beyond this length a product of some classes at a time is the better way
 _LONGEST = 32
+_EMPTY = tl.constexpr(-(2**31))  # as a key: below that of every logit
+_HIGHEST = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def _keys(score):
+    """float32 numbers as int32 in the same order, NaN, which comparisons would pass over, above all, as for torch."""
+    bits = (score + 0.0).to(tl.int32, bitcast=True)  # one zero
+    return tl.where(score == score, bits ^ ((bits >> 31) & 0x7FFFFFFF), _HIGHEST)
+
+
+@triton.jit
+def _values(keys):
+    """The numbers of :func:`_keys`; minus infinity of what is empty."""
+    values = (keys ^ ((keys >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return tl.where(keys == _EMPTY, float("-inf"), values)
 
 
 @triton.jit
@@ -52,7 +68,7 @@ def _keep_largest(
         strength = tl.load(alpha)
     slot = tl.arange(0, LENGTH)
     # slots beyond k are never the smallest, so nothing is put in them; empty ones rank behind every class
-    kept = tl.where(slot < k, float("-inf"), float("inf"))[None, :] + tl.zeros((BLOCK_M, LENGTH), tl.float32)
+    kept = tl.where(slot < k, _EMPTY, _HIGHEST)[None, :] + tl.zeros((BLOCK_M, LENGTH), tl.int32)
     kept_class = (classes + slot)[None, :] + tl.zeros((BLOCK_M, LENGTH), tl.int32)
     for tile_n in range(split, tiles_n, splits):
         score, _ = effects(
@@ -75,21 +91,20 @@ def _keep_largest(
             BLOCK_K,
         )
         column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-        score = tl.where((column < classes)[None, :], score, float("-inf"))
+        keys = tl.where((column < classes)[None, :], _keys(score), _EMPTY)
         for _ in range(k):
-            value = tl.max(score, 1)
-            winner = tl.min(tl.where(score == value[:, None], column[None, :], tiles_n * BLOCK_N), 1)
-            score = tl.where(column[None, :] == winner[:, None], float("-inf"), score)
-            # the list's last: its smallest value, and of equal ones the highest class
+            largest = tl.max(keys, 1)
+            winner = tl.min(tl.where(keys == largest[:, None], column[None, :], tiles_n * BLOCK_N), 1)
+            keys = tl.where(column[None, :] == winner[:, None], _EMPTY, keys)
+            # the list's last: its smallest key, and of equal ones the highest class
             smallest = tl.min(kept, 1)
             last = tl.max(tl.where(kept == smallest[:, None], kept_class, -1), 1)
-            enters = (value > smallest) & (winner < classes)
-            replaced = enters[:, None] & (kept_class == last[:, None])
-            kept = tl.where(replaced, value[:, None], kept)
+            replaced = (largest > smallest)[:, None] & (kept_class == last[:, None])
+            kept = tl.where(replaced, largest[:, None], kept)
             kept_class = tl.where(replaced, winner[:, None], kept_class)
     place = (row[:, None] * splits + split) * k + slot[None, :]
     valid = (row < batch)[:, None] & (slot < k)[None, :]
-    tl.store(values + place, kept, mask=valid)
+    tl.store(values + place, _values(kept), mask=valid)
     tl.store(indices + place, kept_class.to(tl.int64), mask=valid)
 
 
