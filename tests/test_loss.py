@@ -214,6 +214,16 @@ def test_nothing_to_take_the_mean_of(fused: Fused) -> None:
     for reduction in ("sum", "none"):
         loss = F.grouped_cross_entropy(p.x, p.w, target, reduction=reduction, **p.family, backend=backend)
         assert (loss == 0).all()
+    for extra in ({}, {"target_b": torch.tensor([1, 2, 8, 0], device=device), "lam": 0.5}):  # of the other term alone
+        leaves = []
+        for name in (backend, "reference"):
+            q = p.cast(torch.float32, device, grad=True)
+            loss = F.grouped_cross_entropy(q.x, q.w, target, **extra, **q.family, backend=name)
+            assert loss.isnan()
+            leaves.append(torch.autograd.grad(loss, q.leaves()))
+        for ours, right in zip(*leaves, strict=True):
+            torch.testing.assert_close(ours, right)
+        assert bool(leaves[0][1].any()) == bool(extra)
     empty = F.grouped_cross_entropy(p.x[:0], p.w, target[:0], reduction="sum", **p.family, backend=backend)
     assert empty == 0
 
@@ -291,6 +301,18 @@ def test_features_that_are_no_numbers(value: float, way: str, fused: Fused) -> N
     wrong = torch.zeros(BATCH, dtype=torch.bool, device=device)
     wrong[3] = True
     assert torch.equal(losses.isnan(), wrong) and torch.equal(p.x.grad.isnan().any(1), wrong)
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0x7F800001], ids=hex)
+def test_a_class_that_is_no_number(bits: int, way: str, fused: Fused) -> None:
+    """No row's loss is one, whatever the bits; those of a NaN that a GPU made are others than a CPU's."""
+    backend, device = fused
+    p = mild("linear", BATCH, 24, CLASSES, 3).cast(torch.float32, device)
+    p.w[3] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    target = labels(BATCH, CLASSES).to(device)
+    target[target == 3] = 4
+    losses = F.grouped_cross_entropy(p.x, p.w, target, reduction="none", **p.family, backend=backend)
+    assert torch.equal(losses.isnan(), target != -100)
 
 
 @DTYPES

@@ -130,7 +130,7 @@ class Rows {
   template <typename T>
   void write_gradient(T* to, const float* e, const RowLoss& of, float base) const {
     if (of.ignored()) {
-      for (int64_t c = 0; c < columns_; ++c) store(to[c], of.value);
+      for (int64_t c = 0; c < columns_; ++c) store(to[c], of.nothing());
       return;
     }
     const float spread = base == of.base() ? of.spread() : of.spread() * expf(base - of.base());

@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < N; ++i) {
       const int64_t c = begin + i, label = pass.first + c;
       if (of.ignored())
-        values[i] = of.value;
+        values[i] = of.nothing();
       else if (label == labels[0])
         values[i] = of.at_label(0);
       else if (label == labels[1])

@@ -123,9 +123,14 @@ def _term(loss, classes, label, label_other, z, z_other, peak, total, below, wei
 
 
 @triton.jit
-def _ignored_value(labels, row, ignored, scale):
-    """Not a number where a mean has nothing to divide by, or the label is no class."""
-    return tl.where(tl.load(labels + row) == ignored, scale * 0.0, float("nan"))
+def _unlabelled(labels, row, label, ignored, value, scale):
+    """A term's value, and what of it is in the gradient, where there may be no label.
+
+    Not a number where a mean has nothing to divide by, which leaves the gradient at 0, or where the label is no class.
+    """
+    skipped = tl.load(labels + row) == ignored
+    counted = tl.where(label >= 0, value, float("nan"))
+    return tl.where(skipped, scale * 0.0, counted), tl.where(skipped, 0.0, counted)
 
 
 @triton.jit
@@ -216,7 +221,7 @@ def _row_loss(
         value, peak_a, log_a, spread_a, smooth, gradient_a = _term(
             loss, classes, label_a, label_b, logit_a, logit_b, peak, total, below, weight, scale
         )
-        value = tl.where(label_a >= 0, value, _ignored_value(loss.target, row, loss.ignored, scale))
+        value, counted = _unlabelled(loss.target, row, label_a, loss.ignored, value, scale)
         base = _base(peak)
         spread = spread_a * tl.exp((base - peak_a) - log_a)
         gradient_b = gradient_a
@@ -225,8 +230,9 @@ def _row_loss(
             value_b, peak_b, log_b, spread_b, smooth_b, gradient_b = _term(
                 loss, classes, label_b, label_a, logit_b, logit_a, peak, total, below, weight, scale_b
             )
-            value_b = tl.where(label_b >= 0, value_b, _ignored_value(loss.target_b, row, loss.ignored, scale_b))
+            value_b, counted_b = _unlabelled(loss.target_b, row, label_b, loss.ignored, value_b, scale_b)
             value += value_b
+            counted += counted_b
             # a term of no label has nothing to add, where its own numbers may be none
             spread = tl.where(label_a >= 0, spread, 0.0)
             spread += tl.where(label_b >= 0, spread_b * tl.exp((base - peak_b) - log_b), 0.0)
@@ -241,7 +247,7 @@ def _row_loss(
         if losses is not None:
             tl.store(losses + row, value)
         if GRADIENT:
-            nothing = ((label_a < 0) & (label_b < 0)) | (value != value)
+            nothing = ((label_a < 0) & (label_b < 0)) | (counted != counted)
             for start in range(0, columns, BLOCK):
                 place = tl.cast(start, tl.int64) + lane
                 column = first + place
@@ -257,7 +263,7 @@ def _row_loss(
                     if loss.class_weight is not None:
                         each = tl.load(loss.class_weight + column, mask=inside, other=0.0)
                     gradient -= smooth * each
-                gradient = tl.where(nothing, value, gradient)
+                gradient = tl.where(nothing, counted, gradient)
                 tl.store(own + place, rounded(gradient, logits.dtype.element_ty), mask=inside)
 
 
