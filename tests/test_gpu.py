@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -133,6 +134,24 @@ def test_capture(backend: str) -> None:
     torch.cuda.synchronize()
     assert (ema == 3.5).all() and head.num_updates == 2 and out.isfinite().all()
     torch.testing.assert_close(head.ema, torch.full((64,), 0.9 + 3, device="cuda"))
+
+
+@LOGITS
+def test_reduce_overhead(backend: str) -> None:
+    """``torch.compile`` warms up in the memory of the graph that it will capture: nothing may be kept there."""
+    torch._dynamo.reset()
+    eager = FusedTDEHead(64, 10, device="cuda", backend=backend)
+    compiled = copy.deepcopy(eager)
+    call = torch.compile(compiled, mode="reduce-overhead")
+    batches = [torch.randn(32, 64, device="cuda") for _ in range(4)]
+    for training in (True, False):
+        eager.train(training), compiled.train(training)
+        for x in batches:
+            torch.compiler.cudagraph_mark_step_begin()
+            with torch.no_grad():
+                torch.testing.assert_close(call(x).clone(), eager(x))
+    torch.testing.assert_close(compiled.ema, eager.ema)
+    assert compiled.num_updates == len(batches)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")

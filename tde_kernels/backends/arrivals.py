@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_of_stream: dict[tuple[torch.device, int], Tensor] = {}
+_of_device: dict[torch.device, Tensor] = {}
 
 
 def arrivals(like: Tensor, number: int) -> Tensor:
     """Zeros ``[number]`` int32 on the device of ``like``, which a kernel on the current stream hands back as zeros.
 
-    Those of a stream are kept, to save filling them: its kernels run one after the other. A graph has its own, since it
-    may be replayed beside them.
+    Those of the default stream are kept, to save filling them: its kernels run one after the other. On another stream a
+    graph may be under capture, or ``torch.compile`` may be about to capture one: it warms up in the graph's own memory,
+    where nothing may be kept.
     """
-    if not like.is_cuda or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(number, dtype=torch.int32, device=like.device)
-    place = like.device, torch.cuda.current_stream(like.device).cuda_stream
-    kept = _of_stream.get(place)
+    device = like.device
+    if not like.is_cuda or torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
+        return torch.zeros(number, dtype=torch.int32, device=device)
+    kept = _of_device.get(device)
     if kept is None or kept.shape[0] < number:
-        kept = _of_stream[place] = torch.zeros(max(number, 1024), dtype=torch.int32, device=like.device)
+        kept = _of_device[device] = torch.zeros(max(number, 1024), dtype=torch.int32, device=device)
     return kept

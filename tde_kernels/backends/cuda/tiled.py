@@ -53,9 +53,10 @@ def saves(p: Grouped) -> list[Saved]:
 
 
 def _aligned(a: Tensor) -> Tensor:
-    """``a`` where each of its rows starts on 16 bytes, else a copy in which they do."""
+    """``a`` where each of its rows starts on 16 bytes, and past the one before, else a copy in which they do."""
     a = core.dense_rows(a)
-    rows = a.stride(0) * a.element_size() % _ACCESS == 0
+    # The copy engine's descriptors know no rows that overlap, as those of an expanded tensor do
+    rows = a.stride(0) * a.element_size() % _ACCESS == 0 and (a.shape[0] < 2 or a.stride(0) >= a.shape[1])
     return a if rows and a.data_ptr() % _ACCESS == 0 else a.clone(memory_format=torch.contiguous_format)
 
 
