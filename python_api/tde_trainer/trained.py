@@ -13,7 +13,7 @@ from tde_kernels import FusedTDEHead
 from tde_trainer import checkpoint
 from tde_trainer.config import classifiers, config_from, origin
 from tde_trainer.data import DATASETS, LongTailedData
-from tde_trainer.device import make_accelerator
+from tde_trainer.device import cpu_threads, make_accelerator
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import Features, extract, extract_alone
 from tde_trainer.feature_file import FILE, FeatureFile, load_features, save_features
@@ -102,10 +102,11 @@ class TrainedCell:
 
     def _extracted(self, split: str) -> Features:
         images, pipeline, batch_size = getattr(self.data, split), self.data.pipeline, self.config.train.batch_size
-        if self._accelerator is None:
-            return extract_alone(self.network, images, pipeline, batch_size, self.device)
-        found: Features = extract(self.network, images, pipeline, batch_size, self._accelerator)
-        return found
+        with cpu_threads(self.config.train.threads):  # as in training: with others a product may be rounded otherwise
+            if self._accelerator is None:
+                return extract_alone(self.network, images, pipeline, batch_size, self.device)
+            found: Features = extract(self.network, images, pipeline, batch_size, self._accelerator)
+            return found
 
     def _moved(self, features: Features) -> Features:
         return Features(features.x.to(self.device), features.y.to(self.device))

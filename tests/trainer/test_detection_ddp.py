@@ -17,7 +17,6 @@ from tde_trainer.detection.images import RepeatFactorSampler, repeat_factors
 from tde_trainer.detection.restore import reader_of
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import load_set
-from tde_trainer.device import cpu_threads
 from tde_trainer.ranks import ON_CPU
 from tde_trainer.results import finished_cells
 from trainer_tools import TINY_DETECTOR, TORCHRUN
@@ -79,8 +78,7 @@ def test_one_submission_holds_every_image_once(launched: Launched) -> None:
     config = config_from(cell.values["config"])
     assert isinstance(config, DetectionConfig)
     data = load_set(config.data)
-    with cpu_threads(config.train.threads):
-        found_alone = list(reader_of(cell, config, data).in_every_way(cell.values["alpha"]["value"]))
+    found_alone = list(reader_of(cell, config, data).in_every_way(cell.values["alpha"]["value"]))
     for mode, alone in found_alone:
         found = json.loads((launched.cell / f"detections/{mode}.json").read_text())
         images = [image for image, _ in groupby(found, key=lambda entry: entry["image_id"])]

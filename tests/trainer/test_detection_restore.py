@@ -14,7 +14,6 @@ from tde_trainer.config import config_from, load_recipe
 from tde_trainer.detection.restore import reader_of
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import load_set
-from tde_trainer.device import cpu_threads
 from tde_trainer.errors import UserError
 from tde_trainer.kinds import DETECTION
 from tde_trainer.table import alpha_table
@@ -48,8 +47,7 @@ class TestEval:
         config = config_from(cell.values["config"])
         assert isinstance(config, DetectionConfig)
         reader = reader_of(cell, config, load_set(config.data))
-        with cpu_threads(config.train.threads):
-            found = dict(reader.in_every_way(own["alpha"]["value"]))
+        found = dict(reader.in_every_way(own["alpha"]["value"]))
         for mode in DETECTION.modes:
             written = read(cell.directory / f"detections/{mode}.json")
             assert found[mode] == written and len(written) == 100

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tde_trainer import results
+from tde_trainer.device import cpu_threads
 from tde_trainer.errors import UserError
 from tde_trainer.evaluate import Features
 from tde_trainer.feature_file import FeatureFile, load_features, save_features
@@ -95,6 +96,15 @@ class TestKeptFeatures:
         assert tde("features", cell, "--splits", "val").exit_code == 0
         assert list(load_features(cell / "features.safetensors").splits) == ["val"]
         torch.testing.assert_close(TrainedCell(results.finished_cells(cell)[0]).features("test").x, whole.x)
+
+    def test_they_take_as_many_threads_as_the_training(self, cell: Path) -> None:
+        trained = TrainedCell(results.finished_cells(cell)[0])
+        assert trained.config.train.threads == 1
+        seen: set[int] = set()
+        trained.network.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
+        with cpu_threads(2):
+            trained.features("test")
+            assert seen == {1} and torch.get_num_threads() == 2
 
     def test_an_unknown_split(self, cell: Path, tde: Tde) -> None:
         assert "unknown split 'tests'; did you mean 'test'?" in refused(tde("features", cell, "--splits", "val,tests"))

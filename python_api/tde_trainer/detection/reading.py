@@ -16,6 +16,7 @@ from tde_trainer.detection.images import DetectionImages
 from tde_trainer.detection.methods import METHODS
 from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import DetectionData
+from tde_trainer.device import cpu_threads
 from tde_trainer.epochs import Cell
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.kinds import DETECTION
@@ -42,7 +43,7 @@ class Reader:
     def found(self, truth: Annotations, alpha: float, *, exempt: bool = True) -> list[dict[str, Any]]:
         """The submission of a set's images, on the main process."""
         images = DetectionImages(truth, self.data.root, training=False)
-        with read_with(self.detector, alpha, exempt=exempt):
+        with read_with(self.detector, alpha, exempt=exempt), cpu_threads(self.config.train.threads):
             return detect(self.detector, images, self.accelerator, self.config.data.workers)
 
     def in_every_way(self, alpha: float | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
