@@ -299,8 +299,8 @@ def counter(value: Tensor | None, x: Tensor, name: str) -> None:
         same_device(value, x, name, "x")
 
 
-def labels(value: Tensor, num_classes: int, ignore_index: int, shape: Sequence[int], name: str) -> None:
-    """int64 class labels."""
+def labels(value: Tensor, num_classes: int, ignore_index: int | None, shape: Sequence[int], name: str) -> None:
+    """int64 class labels, of which ``ignore_index`` stands for none."""
     shaped(value, shape, name)
     if value.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {_name(value.dtype)}")
@@ -309,10 +309,12 @@ def labels(value: Tensor, num_classes: int, ignore_index: int, shape: Sequence[i
     lowest, highest = map(int, value.aminmax())
     if lowest >= 0 and highest < num_classes:  # as they mostly are: a pass instead of six
         return
-    wrong = (value != ignore_index) & ((value < 0) | (value >= num_classes))
+    wrong = (value < 0) | (value >= num_classes)
+    if ignore_index is not None:
+        wrong &= value != ignore_index
     if wrong.any():
-        first = value[wrong][0].item()
-        raise ValueError(f"{name} must be in [0, {num_classes}) or ignore_index={ignore_index}, got {first}")
+        other = "" if ignore_index is None else f" or ignore_index={ignore_index}"
+        raise ValueError(f"{name} must be in [0, {num_classes}){other}, got {value[wrong][0].item()}")
 
 
 def cross_entropy(

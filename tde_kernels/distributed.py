@@ -109,7 +109,8 @@ def no_sync(model: nn.Module) -> Iterator[None]:
     """Accumulation: the ranks send neither gradients nor sums of features, until a step outside of this.
 
     Covers ``model`` and every ``DistributedDataParallel``, ``fully_shard`` and head within. The moving averages then
-    take in the features of all steps since the last that was sent as one batch.
+    take in the features of all steps since the last that was sent as one batch. Without a process group nothing is
+    ever sent: each step is a batch of its own there, as without this.
     """
     from torch.distributed.fsdp import FSDPModule  # imports DTensor
 

@@ -85,7 +85,7 @@ def _logits(
     """Eq. 7, or Eq. 8 with a direction, and the update of ``ema`` if there is one: every logit of this module."""
     dtype = product_dtype(x)
     beyond = "it has no gradient for direction and alpha; detach them" if wants_grad(direction, alpha) else None
-    backend = select("logits", x.device.type, dtype, asked, beyond, size=x.numel() * w.shape[0])
+    backend = select("logits", x.device, dtype, asked, beyond, operands=(x, w), size=x.numel() * w.shape[0])
     if backend == "reference":
         result = reference.logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
         if ema is not None:  # last: it may be the features' own memory
@@ -174,7 +174,7 @@ def head_direction(ema: Tensor, *, num_heads: int, backend: str | None = None) -
     beyond = None
     if ema.dim() != 1 or ema.dtype != torch.float32 or wants_grad(ema):
         beyond = "it takes one average in float32, and has no gradient"
-    chosen = select("head_direction", ema.device.type, ema.dtype, backend, beyond)
+    chosen = select("head_direction", ema.device, ema.dtype, backend, beyond)
     if chosen == "reference":
         return reference.head_direction(ema, num_heads=num_heads)
     return ops.head_direction(plain(ema), num_heads=num_heads, backend=chosen)
@@ -202,7 +202,7 @@ def fold_ema_(
 ) -> None:
     """``ema <- momentum * ema + sum / count`` in place, of a :func:`feature_sum`; nothing where it has no rows."""
     checks.fold(ema, num_updates, total, momentum)
-    chosen = select("fold_ema_", ema.device.type, ema.dtype, backend)
+    chosen = select("fold_ema_", ema.device, ema.dtype, backend)
     if chosen == "reference":
         reference.fold_ema_(ema, num_updates, total, momentum)
     else:
@@ -262,7 +262,7 @@ def feature_sum(x: Tensor, mask: Tensor | None = None, *, backend: str | None = 
     """
     checks.channels(x, "x")
     checks.row_mask(mask, x)
-    chosen = select("feature_sum", x.device.type, x.dtype, backend)
+    chosen = select("feature_sum", x.device, x.dtype, backend)
     if chosen == "reference":
         return reference.feature_sum(x, mask)
     return ops.feature_sum(plain(_rows(x)), _flat_mask(mask), backend=chosen)
@@ -292,7 +292,7 @@ def update_head_ema_(
         ``ema``.
     """
     checks.ema(ema, x, momentum, mask)
-    chosen = select("update_ema_", x.device.type, x.dtype, backend)
+    chosen = select("update_ema_", x.device, x.dtype, backend)
     if chosen == "reference" or distributed.active():
         _take_in_(ema, None, feature_sum(x, mask, backend=backend), momentum, group, None, backend)
     else:
@@ -334,7 +334,7 @@ def background_exempt(
     checks.flag(log, "log")
     dtype = product_dtype(x)
     beyond = "it has no gradient; use no_grad()" if wants_grad(x, w, direction, alpha, class_scale) else None
-    chosen = select("background_exempt", x.device.type, dtype, backend, beyond)
+    chosen = select("background_exempt", x.device, dtype, backend, beyond, operands=(x, w))
     if chosen == "reference":
         return reference.exempt(x.to(dtype), w.to(dtype), classifier, direction, alpha, background, log)
     result = ops.background_exempt(
@@ -478,7 +478,8 @@ class LossOptions(NamedTuple):
         taken = labels != self.ignore_index
         if self.class_weight is None:
             return taken.to(dtype) / taken.sum()
-        weight = torch.where(taken, self.class_weight.detach().to(dtype)[torch.where(taken, labels, 0)], 0)
+        known = taken & (labels >= 0) & (labels < len(self.class_weight))  # where nobody looks at labels before
+        weight = torch.where(known, self.class_weight.detach().to(dtype)[torch.where(known, labels, 0)], 0)
         return torch.ones_like(weight) / weight.sum()
 
 
@@ -500,7 +501,7 @@ def _cross_entropy(
     """The loss, and the update of ``ema`` if there is one."""
     checks.cross_entropy(x, w.shape[0], target, **options._asdict())  # before the average takes the batch in
     dtype = product_dtype(x)
-    backend = select("cross_entropy", x.device.type, dtype, asked, size=x.numel() * w.shape[0])
+    backend = select("cross_entropy", x.device, dtype, asked, operands=(x, w), size=x.numel() * w.shape[0])
     if backend == "reference" or wants_grad(options.class_weight, options.logit_bias, options.margin, options.lam):
         logits = _logits(
             x,
@@ -555,7 +556,7 @@ def alpha_sweep(
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     steps = checks.alphas(alphas, x.device)
     checks.counterfactual(x, direction, 0.0)
-    chosen = select("alpha_sweep", x.device.type, x.dtype, backend)
+    chosen = select("alpha_sweep", x.device, x.dtype, backend, operands=(w,))
     if chosen == "reference":
         return reference.winners(*reference.effects(x, w, direction, classifier), steps)
     rows = _rows(x)
@@ -587,7 +588,7 @@ def alpha_segments(
     """
     classifier = checks.logits(x, w, num_heads, tau, gamma, normalizer, exponent, class_scale)
     checks.counterfactual(x, direction, 0.0)
-    chosen = select("alpha_segments", x.device.type, x.dtype, backend)
+    chosen = select("alpha_segments", x.device, x.dtype, backend, operands=(w,))
     rows = _rows(x)
     if chosen == "reference":
         return reference.alpha_segments(
@@ -635,11 +636,9 @@ def topk(
     if direction is not None:
         checks.counterfactual(x, direction, alpha)
     dtype = product_dtype(x)
-    chosen = select("topk", x.device.type, dtype, backend)
+    chosen = select("topk", x.device, dtype, backend, operands=(x, w))
     if chosen == "reference":
-        scores = reference.wide_logits(x.to(dtype), w.to(dtype), classifier, direction, alpha)
-        values, classes = reference.lowest_topk(scores, k)
-        return values.to(dtype), classes
+        return reference.lowest_topk(reference.logits(x.to(dtype), w.to(dtype), classifier, direction, alpha), k)
     values, classes = ops.topk(
         _rows(x),
         w,

@@ -201,11 +201,13 @@ class FusedTDEHead(nn.Module):
             return
         self.pending_sum.forget()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        for name in ("ema", "tde_alpha"):  # assign=True takes them over in whatever dtype they come
+            setattr(self, name, getattr(self, name).float())
 
     @property
     def alpha(self) -> Tensor:
-        """The strength of the subtraction at inference, 0-d float32."""
-        return self.tde_alpha
+        """The strength of the subtraction at inference, 0-d float32; a copy, so that who keeps it can restore it."""
+        return self.tde_alpha.clone()
 
     @alpha.setter
     def alpha(self, value: float | Tensor) -> None:
@@ -307,8 +309,16 @@ class FusedTDEHead(nn.Module):
         return self._settle_after_backward(loss)
 
     @torch.no_grad()
-    def predict(self, x: Tensor, topk: int = 5, *, alpha: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The ``topk`` largest scores of evaluation and their classes, both ``[..., topk]``, in descending order."""
+    def predict(
+        self, x: Tensor, topk: int | None = None, *, alpha: float | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The ``topk`` largest scores of evaluation and their classes, both ``[..., topk]``, in descending order.
+
+        Args:
+            topk: default: 5, or all where there are fewer classes.
+            alpha: as of a call.
+        """
+        topk = min(5, self.num_classes) if topk is None else topk
         checks.at_most(topk, self.num_classes, "topk")
         strength = self.tde_alpha if alpha is None else alpha
         if self.background_index is None:
@@ -322,7 +332,7 @@ class FusedTDEHead(nn.Module):
         Batches are read once, one at a time. Under ``torch.distributed`` every rank brings its own.
 
         Raises:
-            ValueError: there was no feature at all.
+            ValueError: there was no feature at all, or one that is not finite.
         """
         total = torch.zeros(self.in_features + 1, dtype=torch.float64, device=self.ema.device)
         for features in [batches] if isinstance(batches, Tensor) else batches:
@@ -331,6 +341,8 @@ class FusedTDEHead(nn.Module):
         self._sum_over_ranks(total)
         if total[-1] == 0:
             raise ValueError("batches must hold at least one feature, got none")
+        if not total.isfinite().all():
+            raise ValueError("batches must hold finite features, got some that are not")
         self.ema.copy_(total[:-1] / total[-1])
         self.num_updates.fill_(1)
         return self
@@ -345,7 +357,10 @@ class FusedTDEHead(nn.Module):
         if self.background_index is None:
             return F.alpha_sweep(x, self.weight, self.head_direction, alphas, **self._family)
         steps = checks.alphas(alphas, x.device)
-        return torch.stack([self._exempt(x, alpha).argmax(-1) for alpha in steps])
+        found = torch.empty((len(steps), *x.shape[:-1]), dtype=torch.int64, device=x.device)
+        for step, alpha in zip(found, steps, strict=True):
+            step.copy_(self._exempt(x, alpha).argmax(-1))
+        return found
 
     @torch.no_grad()
     def alpha_curve(
@@ -374,9 +389,9 @@ class FusedTDEHead(nn.Module):
 
     def _check_validation(self, x: Tensor, y: Tensor) -> None:
         checks.features(x, self.in_features)
-        if x.shape[0] == 0:
-            raise ValueError("x must not be empty, got 0 features")
-        checks.labels(y, self.num_classes, -100, x.shape[:-1], "y")
+        if x.dim() != 2 or x.shape[0] == 0:
+            raise ValueError(f"x must have shape [N, {self.in_features}] with N at least 1, got {tuple(x.shape)}")
+        checks.labels(y, self.num_classes, None, x.shape[:-1], "y")
 
     @torch.no_grad()
     def choose_alpha(
@@ -390,7 +405,8 @@ class FusedTDEHead(nn.Module):
     ) -> float:
         """Sets ``head.alpha`` to the one that does best on validation features ``x [N, D]``.
 
-        Never call it on test data.
+        Never call it on test data. Of several processes each chooses by the features that it is given: give all of
+        them to each, or their alphas differ. (Those of a :class:`ClassParallelTDEHead` choose together.)
 
         Args:
             y: int64 ``[N]``.
@@ -403,7 +419,12 @@ class FusedTDEHead(nn.Module):
 
         Returns:
             The alpha chosen.
+
+        Raises:
+            ValueError: the head has no direction yet, so that all alphas are alike.
         """
+        if self.num_updates == 0:
+            raise ValueError("the head has no direction to choose an alpha for: train it or call fit_direction first")
         if alphas is None:
             if not isinstance(metric, str):
                 raise ValueError("alphas are needed where metric is a function, got None")

@@ -22,6 +22,11 @@ def _leaves(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
+def _named(leaves: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Those of the leaves, which may be anything, whose key ends in one of ``names``."""
+    return {key: torch.as_tensor(value) for key, value in leaves.items() if key.split(".")[-1] in names}
+
+
 def _one(found: dict[str, Tensor], wanted: str, keys: list[str]) -> Tensor:
     if len(found) == 1:
         return next(iter(found.values()))
@@ -40,16 +45,14 @@ def read(state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"state must be a mapping, got {type(state).__name__}")
-    tensors = {
-        key: torch.as_tensor(value) for key, value in _leaves(state) if isinstance(value, (Tensor, np.ndarray, list))
-    }
-    averages = {key: t.reshape(-1) for key, t in tensors.items() if key.split(".")[-1] in AVERAGES}
-    ema = _one(averages, "moving average under 'embed'", list(tensors)).float()
-    weights = {key: t for key, t in tensors.items() if key.split(".")[-1] in WEIGHTS and t.dim() == 2}
+    leaves = {key: value for key, value in _leaves(state) if isinstance(value, (Tensor, np.ndarray, list))}
+    averages = {key: t.reshape(-1) for key, t in _named(leaves, AVERAGES).items()}
+    ema = _one(averages, "moving average under 'embed'", list(leaves)).float()
+    weights = {key: t for key, t in _named(leaves, WEIGHTS).items() if t.dim() == 2}
     if len(weights) > 1:
         named = {key: t for key, t in weights.items() if "classifier" in key or {"fc", "fc_cls"} & {*key.split(".")}}
         weights = {key: t for key, t in (named or weights).items() if t.shape[1] == ema.shape[0]}
-    weight = _one(weights, "classifier weight [C, D] under a key that ends in 'weight'", list(tensors))
+    weight = _one(weights, "classifier weight [C, D] under a key that ends in 'weight'", list(leaves))
     if weight.shape[1] != ema.shape[0]:
         raise ValueError(f"embed must have shape ({weight.shape[1]},) as the weight's columns, got {tuple(ema.shape)}")
     return weight, ema

@@ -42,13 +42,14 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def choice(**environment: str) -> str:
     code = (
-        "import torch\nfrom tde_kernels import backends\nprint(backends.select('logits', 'cpu', torch.float32, None))"
+        "import torch\nfrom tde_kernels import backends\n"
+        "print(backends.select('logits', torch.device('cpu'), torch.float32, None))"
     )
     return python(code, **environment).stdout.strip()
 
 
 def chosen(asked: str | None = None, dtype: torch.dtype = torch.float32) -> str:
-    return backends.select("logits", "cpu", dtype, asked)
+    return backends.select("logits", torch.device("cpu"), dtype, asked)
 
 
 needs_core = pytest.mark.skipif(backends.core.missing is not None, reason="no compiled core")
@@ -249,7 +250,7 @@ def test_every_backend_answers_for_every_op() -> None:
                 for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
                     reason = backends.refusal(name, op, device, dtype)
                     assert reason is None or len(reason) > 10
-    assert backends.select("logits", "mps", torch.float32, None) == "reference"
+    assert backends.select("logits", torch.device("mps"), torch.float32, None) == "reference"
 
 
 def test_info() -> None:
@@ -260,7 +261,7 @@ def test_info() -> None:
         (op, dtype) for op in backends.OPS for dtype in ("float32", "bfloat16", "float16", "float64")
     }
     for c in info.choices:
-        assert c.backend == backends.select(c.op, c.device, getattr(torch, c.dtype), None)
+        assert c.backend == backends.select(c.op, torch.device(c.device), getattr(torch, c.dtype), None)
         assert all(reason for reason in c.passed_over.values())
     text = str(info)
     assert tde_kernels.__version__ in text and torch.__version__ in text and "float64" in text

@@ -159,23 +159,23 @@ def test_contexts_of_threads_leave_no_backend_behind() -> None:
     entered.wait(10)
     with use_backend("reference"):
         assert left.wait(10)
-        assert backends.select("logits", "cpu", torch.float32, None) == "reference"
+        assert backends.select("logits", torch.device("cpu"), torch.float32, None) == "reference"
     thread.join()
     usual = "cpu" if HAS_CORE else "reference"
-    assert backends.select("logits", "cpu", torch.float32, None) == usual
+    assert backends.select("logits", torch.device("cpu"), torch.float32, None) == usual
     if HAS_CORE:
         with use_backend("reference"), use_backend("cpu"):
             with use_backend("reference"):
                 pass
-            assert backends.select("logits", "cpu", torch.float32, None) == "cpu"
+            assert backends.select("logits", torch.device("cpu"), torch.float32, None) == "cpu"
 
     def switch(index: int) -> None:
         for _ in range(200):
             with use_backend("reference"):
-                assert backends.select("logits", "cpu", torch.float64, None) == "reference"
+                assert backends.select("logits", torch.device("cpu"), torch.float64, None) == "reference"
 
     at_once(switch)
-    assert backends.select("logits", "cpu", torch.float32, None) == usual
+    assert backends.select("logits", torch.device("cpu"), torch.float32, None) == usual
 
 
 @needs_core

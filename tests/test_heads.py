@@ -103,6 +103,9 @@ def test_alpha_per_call_and_its_setter() -> None:
         head.alpha = float("nan")
     with pytest.raises(ValueError, match="alpha must be finite"):
         head(x, alpha=float("inf"))
+    kept = head.alpha
+    head.alpha = 0.0
+    head.alpha = kept
     assert head.alpha == 1.5
 
 
@@ -152,6 +155,9 @@ def test_state_dict_round_trip(normalizer: str) -> None:
     x = torch.randn(5, D)
     assert torch.equal(other.eval()(x), head.eval()(x))
     assert other.num_updates == 2 and other.alpha == pytest.approx(0.7) and torch.equal(other.ema, head.ema)
+    rounded = {name: a.bfloat16() if a.is_floating_point() else a for name, a in head.state_dict().items()}
+    other.load_state_dict(rounded, assign=True)
+    assert other.weight.dtype == torch.bfloat16 and other.ema.dtype == other.alpha.dtype == torch.float32
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))], ids=["deepcopy", "pickle"])
@@ -271,10 +277,11 @@ def test_choose_alpha_refuses() -> None:
     head, x, y = biased_problem()
     for arguments, message in [
         ((x, y, []), "alphas must not be empty"),
-        ((x[:0], y[:0], [1.0]), "x must not be empty, got 0 features"),
+        ((x[:0], y[:0], [1.0]), r"x must have shape \[N, 2\] with N at least 1, got \(0, 2\)"),
+        ((x[None], y[None], [1.0]), r"x must have shape \[N, 2\] with N at least 1, got \(1, 4, 2\)"),
         ((x, y, None, lambda p, y: 0.0), "alphas are needed where metric is a function"),
         ((x, y, [1.0], "harmonic_mean_of_shots"), r"class_counts \[C\] of the training set are wanted"),
-        ((x, y - 101, [1.0]), r"y must be in \[0, 2\)"),
+        ((x, y - 100, [1.0]), r"y must be in \[0, 2\), got -100"),
         ((x, y, [1.0, float("nan")]), "alphas must be finite"),
         ((x, y + 1, [1.0]), r"y must be in \[0, 2\)"),
         ((x, y[:2], [1.0]), r"y must have shape \(4,\), got \(2,\)"),
@@ -284,6 +291,10 @@ def test_choose_alpha_refuses() -> None:
     with pytest.raises(ValueError, match=r"metric must be one of accuracy.*did you mean 'accuracy'"):
         head.choose_alpha(x, y, [1.0], metric="acuracy")
     assert head.alpha == 3
+    with pytest.raises(ValueError, match="the head has no direction to choose an alpha for"):
+        FusedTDEHead(2, 2).choose_alpha(x, y)
+    with pytest.raises(ValueError, match="batches must hold finite features"):
+        head.fit_direction([x, x / 0])
 
 
 @pytest.mark.parametrize("background", [None, 0, 3])
@@ -298,6 +309,8 @@ def test_predict_and_alpha_sweep_follow_evaluation(background: int | None) -> No
     assert torch.equal(swept, torch.stack([head(x, alpha=a).argmax(-1) for a in (0.0, 3.0)]))
     assert head.num_updates == 1
     torch.testing.assert_close(head.predict(x, topk=2, alpha=0.5)[0], head(x, alpha=0.5).topk(2).values)
+    assert head.predict(x)[1].shape[-1] == min(5, C) and FusedTDEHead(D, 3).predict(x)[1].shape[-1] == 3
+    assert head.alpha_sweep(x, []).shape == (0, 3, 20)
     with pytest.raises(ValueError, match="at most the number of classes, 7, got 8"):
         head.predict(x, topk=8)
 
@@ -452,6 +465,19 @@ def test_from_weight() -> None:
 
 
 WEIGHT, EMBED = torch.randn(C, D), torch.randn(D)
+
+
+def test_autocast_of_dtypes_that_no_kernel_serves() -> None:
+    """The reference serves operands that a backend does not, whatever dtype they are multiplied in."""
+    x, target = torch.randn(6, D), torch.zeros(6, dtype=torch.int64)
+    for w_dtype, x_dtype in ((torch.float64, torch.float32), (torch.float16, torch.float16)):
+        head = FusedTDEHead(D, C, dtype=w_dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            out, loss = head(x.to(x_dtype)), head.loss(x.to(x_dtype), target)
+            assert out.dtype == torch.bfloat16 and loss.isfinite()
+            assert head.eval().alpha_sweep(x.to(x_dtype), [0.0, 1.0]).shape == (2, 6)
+
+
 PUBLISHED = {
     "flat": {"weight": WEIGHT, "embed": EMBED},
     "nested": {"state_dict_best": {"classifier": {"weight": WEIGHT}}, "embed": EMBED},
@@ -468,6 +494,12 @@ PUBLISHED = {
         "roi_head.bbox_head.0.shared_fcs.1.weight": torch.zeros(D, D),
         "roi_head.bbox_head.0.fc_cls": WEIGHT,
         "roi_head.bbox_head.0.causal_embed": EMBED[None],
+    },
+    "beside what is no tensor": {
+        "state_dict": {"fc.weight": WEIGHT},
+        "embed": EMBED,
+        "optimizer": torch.optim.SGD([torch.nn.Parameter(WEIGHT)], 0.1).state_dict(),
+        "meta": {"CLASSES": ["a", "b"]},
     },
     "by width": {"a.weight": torch.zeros(4, 5), "b.weight": WEIGHT, "embed": EMBED, "epoch": 3},
 }

@@ -324,6 +324,28 @@ def test_no_second_derivative_is_an_error_not_a_silence(fused: Fused) -> None:
     (grad,) = torch.autograd.grad(out.sum(), p.x, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivative"):
         (out.sum() + grad.square().sum()).backward()
+    q = problem(4, 12, 5, 2, "lws").cast(torch.float32, fused[1])
+    scale = q.class_scale.requires_grad_()
+    (grad,) = torch.autograd.grad(run_on(fused[0])(q).square().sum(), scale, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        grad.square().sum().backward()
+
+
+def test_batched_upstream_gradients(fused: Fused) -> None:
+    """``is_grads_batched`` goes by an older vmap than that of ``torch.func``."""
+    backend, device = fused
+    p = problem(4, 12, 5, 2).cast(torch.float32, device, grad=True)
+    target = torch.tensor([0, 4, 1, 1], device=device)
+    for result in (
+        run_on(backend)(p),
+        F.grouped_cross_entropy(p.x, p.w, target, **p.family, backend=backend),
+        F.grouped_cross_entropy(p.x, p.w, target, reduction="none", **p.family, backend=backend),
+    ):
+        upstream = torch.randn(3, *result.shape, device=device)
+        together = torch.autograd.grad(result, p.leaves(), upstream, is_grads_batched=True, retain_graph=True)
+        apart = [torch.autograd.grad(result, p.leaves(), each, retain_graph=True) for each in upstream]
+        for got, want in zip(together, zip(*apart, strict=True), strict=True):
+            torch.testing.assert_close(got, torch.stack(want))
 
 
 def test_weights_changed_before_the_backward_are_noticed(fused: Fused) -> None:

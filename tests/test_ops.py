@@ -211,6 +211,23 @@ def test_compiled_head(normalizer: str, background: int | None, fused: Fused, fr
             torch.testing.assert_close(compiled(x, alpha=0.5), eager(x, alpha=0.5), rtol=1e-5, atol=1e-5)
 
 
+def test_export_with_any_batch() -> None:
+    """Where the weights decide how logits are computed, a graph holds for every number of rows."""
+    head = FusedTDEHead(2048, 1000).fit_direction(torch.randn(9, 2048)).eval()
+    rows = torch.export.Dim("rows")
+    graph = torch.export.export(head, (torch.randn(6, 2048),), dynamic_shapes={"x": {0: rows}}).module()
+    x = torch.randn(1100, 2048)
+    torch.testing.assert_close(graph(x), head(x))
+
+
+def test_labels_that_are_no_class_in_a_graph(fresh_compiler: None) -> None:
+    """Nobody looks at them there: not a number, and no memory is read for them."""
+    x, y, weight = torch.randn(6, 8), torch.arange(6), torch.ones(5)
+    head = FusedTDEHead(8, 5)
+    loss = torch.compile(lambda x, y, weight: head.loss(x, y, class_weight=weight))
+    assert loss(x, y, weight).isnan() and loss(x, y % 5, weight).isfinite()
+
+
 def test_compiled_step_under_autocast_with_a_loss(fused: Fused, fresh_compiler: None) -> None:
     backend, device = fused
     eager = FusedTDEHead(12, 9, device=device, backend=backend)

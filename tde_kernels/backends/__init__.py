@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from tde_kernels import checks
 from tde_kernels.backends import cpu, crossovers, cuda, triton
@@ -79,11 +80,13 @@ def implementation(name: str) -> ModuleType:
     return importlib.import_module(f"tde_kernels.backends.{name}.kernels")
 
 
-def refusal(name: str, op: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Why the backend cannot serve ``op`` there, or None where it can."""
+def refusal(name: str, op: str, device: torch.device | str, dtype: torch.dtype) -> str | None:
+    """Why the backend cannot serve ``op`` on ``device``, or None where it can; ``"cuda"`` is the current one."""
     if name == "reference":
         return None
-    reason: str | None = _MODULES[name].refusal(op, device_type, dtype)
+    if isinstance(device, str):
+        device = torch.device(device)
+    reason: str | None = _MODULES[name].refusal(op, device, dtype)
     return reason
 
 
@@ -100,18 +103,28 @@ def preferred(op: str, device_type: str, dtype: torch.dtype, size: int = 0) -> t
     return (*order, "reference")
 
 
+def _refusal_of_any(
+    name: str, op: str, device: torch.device, dtype: torch.dtype, operands: Sequence[Tensor]
+) -> str | None:
+    """The same where operands have dtypes of their own."""
+    dtypes = [dtype, *(a.dtype for a in operands if a.dtype != dtype)]
+    return next((reason for each in dtypes if (reason := refusal(name, op, device, each)) is not None), None)
+
+
 def select(
     op: str,
-    device_type: str,
+    device: torch.device,
     dtype: torch.dtype,
     asked: str | None,
     only_reference: str | None = None,
     *,
+    operands: Sequence[Tensor] = (),
     size: int = 0,
 ) -> str:
     """The backend that serves ``op``.
 
     Args:
+        operands: under autocast their dtypes may be others than the product's ``dtype``.
         size: multiplications of its product, where it has one.
         asked: the backend asked for by argument.
         only_reference: why this call is beyond every fused backend, if it is.
@@ -127,9 +140,9 @@ def select(
     if asked is None:
         if only_reference is not None:
             return "reference"
-        order = preferred(op, device_type, dtype, size)
-        return next(name for name in order if refusal(name, op, device_type, dtype) is None)
-    reason = refusal(check_name(asked), op, device_type, dtype)
+        order = preferred(op, device.type, dtype, size)
+        return next(name for name in order if _refusal_of_any(name, op, device, dtype, operands) is None)
+    reason = _refusal_of_any(check_name(asked), op, device, dtype, operands)
     if reason is None and asked != "reference":
         reason = only_reference
     if reason is not None:

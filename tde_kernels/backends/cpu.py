@@ -20,10 +20,10 @@ from tde_kernels.backends.loss_passes import ON_CPU, LossPasses
 from tde_kernels.backends.product import multiplied_as, product
 
 
-def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+def refusal(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot serve ``op``, or None."""
-    if device_type != "cpu":
-        return f"it serves tensors on the CPU, not on {device_type}"
+    if device.type != "cpu":
+        return f"it serves tensors on the CPU, not on {device.type}"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"it serves float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     return core.missing

@@ -24,7 +24,8 @@ _LEAST_WEIGHTS = 1 << 22  # a copy of fewer stays in the cache from one product 
 
 def serves(p: Grouped, dtype: torch.dtype, *, always: bool = False) -> bool:
     """Whether this way is the fastest, or ``always`` whether it can serve, from shapes and dtypes alone."""
-    wide = p.x.shape[0] * p.heads <= p.x.shape[1] and p.w.shape[0] * p.w.shape[1] >= _LEAST_WEIGHTS
+    # The weights first: where they decide, no graph is bound to a number of rows
+    wide = p.w.shape[0] * p.w.shape[1] >= _LEAST_WEIGHTS and p.x.shape[0] * p.heads <= p.x.shape[1]
     exact = p.x.dtype == p.w.dtype == dtype == torch.float32
     return (wide or always) and exact and not p.weights.untouched(dtype)
 

@@ -16,5 +16,5 @@ def cuda_device_refusal(index: int) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def triton_unavailable(device_type: str) -> str | None:
-    return triton.unavailable(device_type)
+def triton_unavailable(device: torch.device) -> str | None:
+    return triton.unavailable(device)

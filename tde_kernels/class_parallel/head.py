@@ -151,7 +151,7 @@ class ClassParallelTDEHead(ShardedHead):
 
     def _backend(self, x: Tensor) -> str:
         size = self.ranks.size * x.numel() * self.weight.shape[0]
-        return select("cross_entropy", x.device.type, F.product_dtype(x), self.backend, size=size)
+        return select("cross_entropy", x.device, F.product_dtype(x), self.backend, operands=(x, self.weight), size=size)
 
     def _labels_of_all(
         self, asked: LossOptions, target: Tensor, mask: Tensor | None
@@ -185,8 +185,11 @@ class ClassParallelTDEHead(ShardedHead):
         return found
 
     @torch.no_grad()
-    def predict(self, x: Tensor, topk: int = 5, *, alpha: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, x: Tensor, topk: int | None = None, *, alpha: float | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As ``FusedTDEHead.predict``, of this rank's features; logits are not sent but where there is a background."""
+        topk = min(5, self.num_classes) if topk is None else topk
 
         def check() -> dict[str, Any]:
             checks.at_most(topk, self.num_classes, "topk")
@@ -209,12 +212,12 @@ class ClassParallelTDEHead(ShardedHead):
     @torch.no_grad()
     def alpha_sweep(self, x: Tensor, alphas: Tensor | Sequence[float]) -> Tensor:
         """As ``FusedTDEHead.alpha_sweep``, of this rank's features, by one product and one message for all alphas."""
-        steps = checks.alphas(alphas, x.device)
 
         def check() -> dict[str, Any]:
-            return {"number of alphas": len(steps), "alpha": self._checked(x, None)}
+            return {"number of alphas": len(checks.alphas(alphas, x.device)), "alpha": self._checked(x, None)}
 
         self._agree("alpha_sweep", x, check)
+        steps = checks.alphas(alphas, x.device)
         shape = (len(steps), *x.shape[:-1])
         if self.background_index is not None:
             found = [self._evaluated(x, alpha).argmax(-1) for alpha in steps]
@@ -224,6 +227,13 @@ class ClassParallelTDEHead(ShardedHead):
         values, places = inference.winners(rows, self.weight, self.head_direction, classifier, steps)
         classes = places + self.shards.of(self.ranks.rank).start
         return inference.merged_winners(values, classes, self.ranks).reshape(shape)
+
+    def _check_validation(self, x: Tensor, y: Tensor) -> None:
+        def check() -> dict[str, Any]:
+            super(ClassParallelTDEHead, self)._check_validation(x, y)
+            return {}
+
+        self._agree("choose_alpha", x, check)
 
     def _of_all_ranks(self, predictions: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         agree_over({"number of labels": len(y)}, self.ranks, self.data_ranks)

@@ -18,7 +18,7 @@ from tde_kernels.backends import core, implementation
 from tde_kernels.backends.grouped import NOTHING, Grouped, Intake, Loss, Wants
 from tde_kernels.backends.loss_passes import SUMS
 from tde_kernels.normalizers import Classifier
-from tde_kernels.ops.library import define, define_grouped, launch, nobody_looks
+from tde_kernels.ops.library import batched, define, define_grouped, launch, nobody_looks
 
 _VECTORS = Loss._fields[:7]  # of the loss; what follows are numbers
 
@@ -187,7 +187,7 @@ class _Total(torch.autograd.Function):
 
 def _scaled(gradients: Sequence[Tensor], grad: Tensor) -> Sequence[Tensor]:
     """Saved ``gradients``, for what comes upstream; in their own memory where this backward is the graph's last."""
-    if not nobody_looks(grad, *gradients) or torch._C._autograd._get_current_graph_task_keep_graph():
+    if not nobody_looks(grad, *gradients) or batched(grad) or torch._C._autograd._get_current_graph_task_keep_graph():
         return [(gradient * grad).to(gradient.dtype) for gradient in gradients]
     if grad.is_cpu and grad.item() == 1:  # as after loss.backward(); on a GPU looking would synchronise
         return gradients

@@ -36,6 +36,14 @@ def nobody_looks(*tensors: Tensor | None) -> bool:
     return _PLAIN.issuperset(map(type, tensors))
 
 
+def batched(*tensors: Tensor | None) -> bool:
+    """Whether one stands for many: of torch's older vmap (``is_grads_batched=True``) no stack of transforms knows.
+
+    An upstream gradient alone can be such a one; so forwards need not ask.
+    """
+    return any(a is not None and torch._C._functorch.is_legacy_batchedtensor(a) for a in tensors)
+
+
 def define(schema: str, *, fake: Callable[..., Any]) -> Callable[..., Any]:
     """Defines ``tde::<schema>``, run by the function of that name in the module that its ``backend`` argument names.
 
@@ -90,7 +98,7 @@ def define_grouped(
         return found if flat is None else flat(problem, found, **kwargs)
 
     def call(problem: Grouped, *args: Any, **kwargs: Any) -> Any:
-        if nobody_looks(*problem.tensors, *args):
+        if nobody_looks(*problem.tensors, *args) and not batched(*args):
             return run(problem, *args, **kwargs)
         found = getattr(torch.ops.tde, name)(*problem.tensors, *args, **problem.family, **kwargs)
         return found if nested is None else nested(*found)

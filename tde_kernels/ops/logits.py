@@ -16,7 +16,7 @@ from tde_kernels.backends import implementation
 from tde_kernels.backends.core import Kept
 from tde_kernels.backends.grouped import NO_INTAKE, Grouped, Intake, Wants, plain
 from tde_kernels.normalizers import Classifier, NormFactor
-from tde_kernels.ops.library import define_grouped, launch, nobody_looks
+from tde_kernels.ops.library import batched, define_grouped, launch, nobody_looks
 
 
 def _fake(
@@ -95,7 +95,7 @@ class _Once(torch.autograd.Function):
     """A gradient as it is; its own gradient, which the kernels do not have, is an error and not a silent zero."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *_: Tensor | None) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -136,14 +136,14 @@ class _Differentiable(torch.autograd.Function):
         p = Grouped(*tensors[:5], *ctx.family)
         wants_x, wants_w, wants_class_scale = wants = Wants(*ctx.needs_input_grad[:3])
         grad = plain(grad)
-        if nobody_looks(grad, p.x, p.w):
+        if nobody_looks(grad, p.x, p.w) and not batched(grad):
             with torch.no_grad():  # grad mode is on under create_graph=True
                 dx, dw, dclass_scale = launch("logits_backward", ctx.backend, p, grad, Kept(*tensors[5:]), wants)
         else:
             wanted = {"wants_x": wants_x, "wants_w": wants_w, "wants_class_scale": wants_class_scale}
             dx, dw, dclass_scale = _run_backward(p, grad, *tensors[5:], **wanted, backend=ctx.backend)
         if torch.is_grad_enabled():  # create_graph=True
-            dx, dw = _Once.apply(dx, grad, p.x, p.w), _Once.apply(dw, grad, p.x, p.w)
+            dx, dw, dclass_scale = (_Once.apply(a, grad, p.x, p.w, p.class_scale) for a in (dx, dw, dclass_scale))
         return (
             dx if wants_x else None,
             dw if wants_w else None,

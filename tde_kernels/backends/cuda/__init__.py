@@ -31,21 +31,22 @@ def device_refusal(index: int) -> str | None:
     return f"device {index} cannot run its kernels ({reason})" if reason else None
 
 
-def refusal(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+def refusal(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot serve ``op``, or None."""
     if _BUILD_REFUSAL is not None:
         return _BUILD_REFUSAL
-    if device_type != _DEVICE:
-        return f"it serves tensors on a {_DEVICE.upper()} device, not on {device_type}"
+    if device.type != _DEVICE:
+        return f"it serves tensors on a {_DEVICE.upper()} device, not on {device.type}"
     if dtype not in core.DTYPES:
         return f"it serves float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
     if _DEVICE == "cpu":
         return None
     if not torch.cuda.is_available():
         return "there is no CUDA device"
+    index = torch.cuda.current_device() if device.index is None else device.index
     if torch.compiler.is_compiling():
         from tde_kernels.backends.traced import cuda_device_refusal
 
-        traced: str | None = cuda_device_refusal(torch.cuda.current_device())
+        traced: str | None = cuda_device_refusal(index)
         return traced
-    return device_refusal(torch.cuda.current_device())
+    return device_refusal(index)
