@@ -23,9 +23,11 @@ def run_folder(run: Path, config: RunConfig, command: Sequence[str]) -> Iterator
     """Own ``run`` inside the block, once it says with which config and command it was started.
 
     Raises:
-        UserError: another trainer owns it; it is in use, and neither ``resume`` nor ``overwrite`` is set; it is no
-            run, or one of another config; nothing may be written there.
+        UserError: another trainer owns it; it is in use, and neither ``resume`` nor ``overwrite`` is set, or both are;
+            it is no run, or one of another config; nothing may be written there.
     """
+    if config.resume and config.overwrite:
+        raise UserError("resume=true goes on and overwrite=true starts anew: give one of them")
     if run.exists() and not run.is_dir():
         raise UserError(f"out={run} is a file")
     try:

@@ -142,6 +142,14 @@ def test_resuming_with_another_config_names_the_key(whole: Path, tde: Tde) -> No
     assert result.exit_code == 2 and "changed: head.tau, train.lr" in result.output
 
 
+def test_resuming_and_overwriting_at_once_is_refused(whole: Path, tde: Tde) -> None:
+    before = (whole / "deconfound/seed0" / checkpoint.FILE).stat().st_mtime_ns
+    result = tde(*RECIPE, f"out={whole}", "overwrite=true", "resume=true")
+    assert result.exit_code == 2
+    assert result.stderr == "error: resume=true goes on and overwrite=true starts anew: give one of them\n"
+    assert (whole / "deconfound/seed0" / checkpoint.FILE).stat().st_mtime_ns == before
+
+
 def test_overwriting_starts_anew_but_spares_what_is_no_run(tmp_path: Path, tde: Tde) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     result = tde(*RECIPE, f"out={tmp_path}", "overwrite=true")
