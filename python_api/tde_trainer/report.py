@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from tde_trainer import results, table
+from tde_trainer.errors import UserError
 from tde_trainer.figures import FIGURES
 from tde_trainer.files import write_atomic
 from tde_trainer.kinds import kind_of
@@ -20,12 +21,16 @@ def collect(runs: Sequence[Path]) -> dict[str, list[Result]]:
     """Finished cells by method; with several runs, by run and method.
 
     Raises:
-        UserError: see `results.finished_cells`.
+        UserError: a run is given twice; see `results.finished_cells`.
     """
+    resolved, names = [run.resolve() for run in runs], [run.name for run in runs]
     groups: dict[str, list[Result]] = {}
-    for run in runs:
+    for place, run in enumerate(runs):
+        if resolved[place] in resolved[:place]:
+            raise UserError(f"{run} is given twice; wanted are different runs")
+        label = run.name if names.count(run.name) == 1 else str(run)
         for cell in results.finished_cells(run):
-            groups.setdefault(f"{run.name}: {cell.method}" if len(runs) > 1 else cell.method, []).append(cell)
+            groups.setdefault(f"{label}: {cell.method}" if len(runs) > 1 else cell.method, []).append(cell)
     return groups
 
 

@@ -59,6 +59,20 @@ def test_several_runs_side_by_side(tiny_run: Path, tde: Tde, tmp_path: Path) -> 
         assert f"<td>{name}</td>" in page
 
 
+def test_runs_of_one_name_are_told_apart_by_their_paths(tiny_run: Path, tde: Tde, tmp_path: Path) -> None:
+    other, page = tmp_path / "p" / tiny_run.name, tmp_path / "both/report.html"
+    shutil.copytree(tiny_run, other)
+    assert tde("report", tiny_run, other, "--out", page).exit_code == 0
+    for run in (tiny_run, other):
+        assert f"<td>{run}: linear</td>" in page.read_text()
+
+
+def test_a_run_that_is_given_twice_is_refused(tiny_run: Path, tde: Tde, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tiny_run)
+    result = tde("report", tiny_run, tmp_path / "link", "--out", tmp_path / "both/report.html")
+    assert result.exit_code == 2 and f"{tmp_path / 'link'} is given twice" in result.stderr
+
+
 def test_a_report_of_one_cell_leaves_its_results_alone(tiny_run: Path, tde: Tde, tmp_path: Path) -> None:
     cell = tmp_path / "cell"
     shutil.copytree(tiny_run / "linear/seed0", cell)
