@@ -10,6 +10,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from PIL import Image
 from tde_trainer.data import DATASETS, ImageDataset, LongTailedData
 from tde_trainer.data.longtail import long_tailed_counts, long_tailed_selection, shot_masks
 from tde_trainer.errors import UserError
@@ -296,7 +297,7 @@ class TestBadInput:
         with pytest.raises(UserError, match=f"data.val_per_class={per_class} leaves none of a class of 6 test images"):
             load(replace(cifar10, val_per_class=per_class))
 
-    @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+    @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "broken"])
     @pytest.mark.parametrize("split", ["train", "test"])
     def test_a_corrupt_image_is_named(self, folder: DataConfig, copy: Path, split: str, damage: str) -> None:
         file = self.damaged(copy, split, damage)
@@ -305,11 +306,12 @@ class TestBadInput:
         assert str(error.value).startswith(f"cannot read {file}: ") and "\n" not in str(error.value)
         assert str(error.value).endswith("data.skip_corrupt=true leaves it out")
 
+    @pytest.mark.parametrize("damage", ["truncated", "broken"])
     @pytest.mark.parametrize("split", ["train", "test"])
     def test_it_is_left_out_with_a_warning_where_that_was_asked_for(
-        self, folder: DataConfig, copy: Path, split: str, caplog: pytest.LogCaptureFixture
+        self, folder: DataConfig, copy: Path, split: str, damage: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        file, whole = self.damaged(copy, split, "truncated"), load(folder)
+        file, whole = self.damaged(copy, split, damage), load(folder)
         with caplog.at_level(logging.WARNING):
             data = load(replace(folder, root=str(copy), skip_corrupt=True))
         assert [record.getMessage().startswith(f"left out {file}: ") for record in caplog.records] == [True]
@@ -328,8 +330,26 @@ class TestBadInput:
         """An image of the head class, all of which are read."""
         file = root / split / "class00" / "0004.png"
         whole = file.read_bytes()
-        file.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"not an image"}[damage])
+        data = whole.index(b"IDAT")
+        damaged = {
+            "truncated": whole[: len(whole) // 2],
+            "empty": b"",
+            "text": b"not an image",
+            "broken": whole[: data - 1] + b"\x04" + whole[data:],  # a chunk of four bytes, and no other where it ends
+        }
+        file.write_bytes(damaged[damage])
         return file
+
+
+def test_an_image_that_is_too_large_to_decode_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = image_tree(tmp_path, {"train": [3, 1], "test": [4, 4]})
+    Image.new("RGB", (64, 64)).save(root / "train/class00/0000.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 4)
+    config = DataConfig(name="folder_lt", root=str(root), val_per_class=1, image_size=8, skip_corrupt=True)
+    assert DATASETS["folder_lt"](config, 0).class_counts.tolist() == [2, 1]
+    assert "decompression bomb" in caplog.text
 
 
 def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:

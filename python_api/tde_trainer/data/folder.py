@@ -14,6 +14,7 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
 from tde_trainer.data.base import ImageDataset
+from tde_trainer.data.image_files import UNDECODABLE
 from tde_trainer.data.source import Source
 from tde_trainer.errors import UserError
 from tde_trainer.schema import DataConfig
@@ -76,7 +77,7 @@ def _decoded(files: Sequence[str], size: int, skip_corrupt: bool) -> tuple[Tenso
     for index, file in enumerate(track(files, f"reading {len(files)} images", transient=True, disable=few)):
         try:
             image = pil_to_tensor(pil_loader(file))
-        except OSError as error:
+        except UNDECODABLE as error:
             if not skip_corrupt:
                 raise UserError(f"cannot read {file}: {error}; data.skip_corrupt=true leaves it out") from error
             log.warning("left out %s: %s", file, error)

@@ -18,6 +18,7 @@ from tde_trainer.data.base import UNREADABLE, Batch, Images
 from tde_trainer.data.listing import Listing
 from tde_trainer.errors import UserError
 
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises at a damaged file
 RESIZED = 256 / 224  # an evaluation's image over its crop
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class ImageFiles(Images):
         try:
             image: Image.Image = pil_loader(self.root / self.listing.paths[i])
             return image
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNDECODABLE as error:
             why = getattr(error, "strerror", None) or error
             if not self.skip_corrupt:
                 raise UserError(f"cannot read {self._path(i)}: {why}; data.skip_corrupt=true leaves it out") from error

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from numpy.random import default_rng
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.datasets.folder import pil_loader
 from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import horizontal_flip, pil_to_tensor
 
+from tde_trainer.data.image_files import UNDECODABLE
 from tde_trainer.detection.annotations import Annotations, trainable
 from tde_trainer.detection.masks import masks
 from tde_trainer.errors import UserError
@@ -67,7 +67,7 @@ class DetectionImages(Dataset[Example]):
 def _read(path: Path) -> Tensor:
     try:
         image: Tensor = pil_to_tensor(pil_loader(path))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNDECODABLE as error:
         raise UserError(f"cannot read image {path}: {getattr(error, 'strerror', None) or error}") from error
     return image
 
