@@ -21,7 +21,7 @@ from tde_trainer.models import builder
 from tde_trainer.recipe import recipe_text
 from tde_trainer.samplers import SAMPLERS
 from tde_trainer.scaling.schema import ScalingConfig, check_scaling
-from tde_trainer.schema import Config, RunConfig
+from tde_trainer.schema import LARGEST_SEED, Config, RunConfig
 
 # What the user may write for a key of ours: one method, and a word that Python keeps for itself.
 ALIASES = {"method": "methods", "from": "stage_one"}
@@ -160,8 +160,8 @@ def _check(config: RunConfig) -> None:
             raise UserError(f"{key}={values} must be a non-empty list without repeats")
     if not all(0 < share < 1 for share in config.train.milestones):
         raise UserError(f"train.milestones={config.train.milestones} must be shares of the epochs, between 0 and 1")
-    if min(config.seeds) < 0:
-        raise UserError(f"seeds={config.seeds} must not be negative")
+    if not all(0 <= seed <= LARGEST_SEED for seed in config.seeds):
+        raise UserError(f"seeds={config.seeds} must be in 0 .. {LARGEST_SEED}")
 
 
 def _check_classifiers(config: Config) -> None:

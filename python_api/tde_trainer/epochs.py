@@ -22,12 +22,11 @@ from tde_trainer.config import origin
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.ranks import process, together
-from tde_trainer.schema import RunConfig, ScheduleConfig
+from tde_trainer.schema import SEED_STRIDE, RunConfig, ScheduleConfig
 
 METRICS = "metrics.jsonl"
 Started = Callable[[int], None]  # told the number of epochs already done
 EpochDone = Callable[[dict[str, Any]], None]  # told each new line of metrics.jsonl, once that epoch is safe on disk
-SEED_STRIDE = 1_000_003  # more than any number of epochs times ranks: no two seeds share random numbers
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: ScheduleConfig) -> fl
     """Linear warm-up to ``lr``, then cosine decay to zero at the last step, or a step down at every milestone."""
     warmup = min(config.warmup_epochs, config.epochs) * steps_per_epoch
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return config.lr * min(1.0, (step + 1) / warmup)
     total = config.epochs * steps_per_epoch
     if config.decay == "steps":
         return config.lr * config.step_factor ** sum(step >= share * total for share in config.milestones)

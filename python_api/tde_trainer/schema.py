@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SPLITS = ("train", "val", "test")  # of every data set
+SEED_STRIDE = 1_000_003  # more than any number of epochs times ranks: no two seeds share random numbers
+LARGEST_SEED = 2**32 // SEED_STRIDE - 1  # its whole stride is below 2**32, where numpy's seeds end
 
 
 def bounded(default: float, low: float, high: float = math.inf) -> Any:

@@ -16,7 +16,6 @@ from torch.utils.data import RandomSampler
 from tde_trainer.data import DATASETS, LongTailedData
 from tde_trainer.device import describe
 from tde_trainer.epochs import (
-    SEED_STRIDE,
     Cell,
     EpochDone,
     Started,
@@ -31,7 +30,7 @@ from tde_trainer.methods import Stage
 from tde_trainer.network import Network, build_network
 from tde_trainer.ranks import together
 from tde_trainer.samplers import ClassSampler
-from tde_trainer.schema import Config
+from tde_trainer.schema import SEED_STRIDE, Config
 from tde_trainer.shares import RankBatches, training_loader
 from tde_trainer.stage_one import begin_second_stage
 

@@ -89,6 +89,12 @@ def test_the_published_learning_rate_warms_up_and_steps_down_twice(steps: int) -
             assert learning_rate(step, steps, config) == pytest.approx(rate)
 
 
+def test_a_warm_up_that_ends_within_a_step_does_not_pass_the_full_rate() -> None:
+    config = load_config("cifar10_lt", ["train.warmup_epochs=0.25", "train.epochs=3"]).train
+    rates = [learning_rate(step, 10, config) for step in range(30)]
+    assert rates[:2] == pytest.approx([0.2 / 2.5, 0.4 / 2.5]) and rates[2] == max(rates) == 0.2
+
+
 def test_a_training_shorter_than_its_warm_up_ends_at_the_full_rate() -> None:
     config = load_config("cifar10_lt", ["schedule=published", "train.epochs=3"]).train
     assert learning_rate(3 * 10 - 1, 10, config) == pytest.approx(0.2)

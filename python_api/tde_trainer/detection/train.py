@@ -28,7 +28,6 @@ from tde_trainer.detection.schema import DetectionConfig
 from tde_trainer.detection.sets import DetectionData, load_set
 from tde_trainer.device import describe
 from tde_trainer.epochs import (
-    SEED_STRIDE,
     Cell,
     EpochDone,
     Started,
@@ -39,6 +38,7 @@ from tde_trainer.epochs import (
     train_epochs,
 )
 from tde_trainer.ranks import together
+from tde_trainer.schema import SEED_STRIDE
 from tde_trainer.shares import RankBatches
 
 

@@ -18,13 +18,14 @@ from torch.optim import SGD
 from tde_kernels import ClassParallelTDEHead
 from tde_trainer.data.longtail import shot_masks
 from tde_trainer.device import describe
-from tde_trainer.epochs import METRICS, SEED_STRIDE, Cell, EpochDone, Started, learning_rate
+from tde_trainer.epochs import METRICS, Cell, EpochDone, Started, learning_rate
 from tde_trainer.errors import UserError
 from tde_trainer.files import dumps, write_atomic
 from tde_trainer.ranks import together
 from tde_trainer.scaling.data import samples, zipf_labels
 from tde_trainer.scaling.network import build_backbone, build_head
 from tde_trainer.scaling.schema import ScalingConfig
+from tde_trainer.schema import SEED_STRIDE
 
 TRAIN, TEST = 0, 1  # seeds of labels, each in a stride of its own
 
