@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from tde_trainer.data import DATASETS
 from tde_trainer.detection.check import check_detectors
@@ -29,6 +30,8 @@ ALIASES = {"method": "methods", "from": "stage_one"}
 NOT_PART_OF_A_RUN = ("out", "resume", "overwrite", "data.workers")
 # And these where things lie and what is said of them: a checkpoint is the same whatever they are.
 PLACES = ("data.root", "data.lists", "data.annotations", "data.download", "data.note", "stage_one")
+# Files and folders, in which ~ is the user's home: a shell leaves it alone after KEY=.
+PATHS = ("out", "data.root", "data.lists", "data.annotations", "stage_one")
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -40,7 +43,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         written = OmegaConf.create(recipe_text(recipe))
     except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"recipe {recipe} is not valid YAML: {_first_line(error)}") from error
+        raise UserError(f"recipe {recipe} is not valid YAML: {_problem(error)}") from error
     if not isinstance(written, DictConfig):
         raise UserError(f"recipe {recipe} must be a mapping of keys to values")
     given = parse_overrides(overrides)
@@ -50,7 +53,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"recipe {recipe} has no schedules to choose from")
     if schedule and schedule not in schedules:
         raise unknown("schedule", schedule, map(str, schedules))
-    config = config_from(OmegaConf.merge(written, schedules[schedule] if schedule else {}, given))
+    config = config_from(written, schedules[schedule] if schedule else {}, given)
     second = "_stage_two" if isinstance(config, Config) and config.stage_one else ""
     config.out = config.out or f"runs/{Path(recipe).stem}{second}"
     return config
@@ -73,26 +76,34 @@ def classifiers(config: RunConfig, what: str) -> Config:
     return config
 
 
-def config_from(values: Any) -> RunConfig:
-    """A checked config from a mapping, such as a recipe or the config that a run wrote down.
+def config_from(*layers: Any) -> RunConfig:
+    """A checked config from mappings, such as a recipe or the config that a run wrote down; later ones win.
 
-    Its ``task`` says of what: classification, the default, detection or scaling.
+    Their ``task`` says of what: classification, the default, detection or scaling. A single value stands for a list of
+    one.
     """
-    given = cast(DictConfig, OmegaConf.create(values))
-    task = str(given.pop("task", "classification"))
+    given = [cast(DictConfig, OmegaConf.create(layer)) for layer in layers]
+    task = ["classification", *(str(layer.pop("task")) for layer in given if "task" in layer)][-1]
     if task not in _TASKS:
         raise unknown("task", task, _TASKS)
     schema, check = _TASKS[task]
     default = schema()
     sections = {f.name for f in fields(default) if is_dataclass(getattr(default, f.name))}
-    known = set(flatten(asdict(default)))
-    for key, value in flatten(OmegaConf.to_container(given)).items():
-        if key in sections:
-            raise UserError(f"{key}={value}: {key} is a section; set one of its keys, such as {_example(key, known)}")
-        if key not in known:
-            raise unknown("key", key, known)
+    known = flatten(asdict(default))
+    for layer in given:
+        for key, value in flatten(OmegaConf.to_container(layer)).items():
+            if key in sections:
+                raise UserError(
+                    f"{key}={value}: {key} is a section; set one of its keys, such as {_example(key, known)}"
+                )
+            if key not in known:
+                raise unknown("key", key, known)
+            if isinstance(known[key], list):
+                OmegaConf.update(layer, key, _listed(key, value, known[key]))
+            elif key in PATHS and isinstance(value, str):
+                OmegaConf.update(layer, key, os.path.expanduser(value))
     try:
-        config = cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given)))
+        config = cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *given)))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'config'}: {_first_line(error)}") from error
     _check(config)
@@ -104,19 +115,18 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
     """``["train.epochs=5"]`` as a nested mapping.
 
     Raises:
-        UserError: an argument is not of the form ``key=value``.
+        UserError: an argument is not of the form ``key=value``, or sets a part of what has none.
     """
     for item in overrides:
         if not item.partition("=")[0] or "=" not in item:
             raise UserError(f"expected key=value, got {item!r}")
     try:
         given = OmegaConf.from_dotlist(list(overrides))
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, IndexError) as error:
         raise UserError(f"cannot read {' '.join(overrides)}: {_first_line(error)}") from error
     for alias, key in ALIASES.items():
         if alias in given:
-            value = given.pop(alias)
-            given[key] = [value] if alias == "method" else value
+            given[key] = given.pop(alias)
     return given
 
 
@@ -131,9 +141,12 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys under which two configs would compute different things."""
+    """Keys under which two configs would compute different things, as the user writes them."""
     a, b = flatten(old), flatten(new)
-    return sorted(key for key in a.keys() | b.keys() if key not in NOT_PART_OF_A_RUN and a.get(key) != b.get(key))
+    changed = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - {*NOT_PART_OF_A_RUN, *PLACES}
+    # Another first stage is another training, the same by another path is not.
+    first = [config.get("stage_one") and Path(config["stage_one"]).resolve() for config in (a, b)]
+    return sorted(changed | ({"from"} if first[0] != first[1] else set()))
 
 
 def origin(config: RunConfig, method: str, seed: int) -> dict[str, Any]:
@@ -197,8 +210,22 @@ def _numbers(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield f"{prefix}{f.name}", value, f.metadata
 
 
-def _example(section: str, known: set[str]) -> str:
+def _example(section: str, known: Iterable[str]) -> str:
     return min(key for key in known if key.startswith(f"{section}."))
+
+
+def _listed(key: str, value: Any, example: list[Any]) -> list[Any]:
+    """``value`` where it is a list, or a list of it alone."""
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, list | dict) for item in items):
+        raise UserError(f"{key} wants a list, such as {key}=[{','.join(map(str, example))}], got {value}")
+    return items
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -49,15 +49,17 @@ def _open(run: Path, config: RunConfig, command: Sequence[str]) -> None:
             raise UserError(f"{run} is not empty: resume=true goes on with it, overwrite=true starts anew")
     settings: dict[str, Any] = {"config": asdict(config), "command": shlex.join(command)}
     if is_run and not config.overwrite:
+        begun = results.settings(run)
         # Read as a config of today: keys that came since are at their defaults.
-        changed = changed_keys(asdict(config_from(results.settings(run)["config"])), settings["config"])
+        changed = changed_keys(asdict(config_from(begun["config"])), settings["config"])
         if changed:
             raise UserError(f"cannot resume {run} with another config; changed: {', '.join(changed)}")
+        settings["command"] = begun["command"]  # that began it, while the config says where things lie by now
         # What a trainer that was killed left unfinished
         _remove(run, [path for path in run.rglob(".*") if is_partial(path)])
-        return
-    # It stays a run until it is another one: whoever is killed meanwhile can do the same again.
-    _remove(run, [path for path in run.iterdir() if path.name != results.SETTINGS])
+    else:
+        # It stays a run until it is another one: whoever is killed meanwhile can do the same again.
+        _remove(run, [path for path in run.iterdir() if path.name != results.SETTINGS])
     write_atomic(run / results.SETTINGS, dumps(settings, indent=1) + "\n")
 
 

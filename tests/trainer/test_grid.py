@@ -70,6 +70,11 @@ class TestPlan:
         assert list(planned.runs) == ["train.lr=0.3", "train.lr=0.4"]  # the last word counts, as everywhere
         assert all(run.seeds == [3, 4] and run.methods == ["linear", "cosine"] for run in planned.runs.values())
 
+    def test_the_values_of_an_axis_may_stand_for_lists(self) -> None:
+        planned = plan("digits_lt", ["methods=linear,deconfound", "train.milestones=0.5"])
+        assert planned.axes == ["methods"]
+        assert [run.methods for run in planned.runs.values()] == [["linear"], ["deconfound"]]
+
     @pytest.mark.parametrize(
         ("overrides", "message"),
         [
@@ -83,7 +88,7 @@ class TestPlan:
             (["head.alpha=1,big"], "head.alpha: Value 'big'"),
             (["head.alpha=-1"], "head.alpha=-1.0 is out of range"),
             (["head.alpha=null"], "head.alpha=null: wanted are the alphas at which to read every network"),
-            (["methods=deconfound,cosine"], "methods"),
+            (["methods=deconfound,cosines"], "unknown method 'cosines'; did you mean 'cosine'?"),
             (["head.tau"], "expected key=value, got 'head.tau'"),
         ],
     )

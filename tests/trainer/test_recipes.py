@@ -54,7 +54,14 @@ def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
         (["seeds=[1,1]"], "seeds=.* must be a non-empty list without repeats"),
         (["seeds=[-1]"], r"^seeds=\[-1\] must be in 0 \.\. 4293$"),
         (["seeds=[0,4294]"], r"^seeds=\[0, 4294\] must be in 0 \.\. 4293$"),
-        (["seeds=3"], "^seeds: "),
+        (["seeds=[[0]]"], r"^seeds wants a list, such as seeds=\[0,1,2\], got \[\[0\]\]$"),
+        (["train.milestones=[[1]]"], r"^train.milestones wants a list, such as train.milestones=\[0.6,0.8\], got "),
+        (["methods=[{a: 1}]"], r"^methods wants a list, such as methods=\[linear,cosine,deconfound\], got "),
+        (["methods.0=linear"], r"unknown key 'methods.0'; did you mean 'methods'\?"),
+        (["methods=[linear]", "methods.a=crt"], "cannot read methods=.* methods.a=crt"),
+        (["methods=[linear]", "methods.3=crt"], "cannot read methods=.* methods.3=crt"),
+        (["seeds=three"], r"^seeds\[0\]: Value 'three'"),
+        (["methods=linear,cosine"], r"unknown method 'linear,cosine'; did you mean"),
         (["seeds=[0"], "cannot read"),
         (["epochs"], "expected key=value, got 'epochs'"),
         (["=5"], "expected key=value"),
@@ -66,6 +73,28 @@ def test_a_wrong_override_is_one_line_that_names_it(overrides: list[str], messag
     assert "\n" not in str(error.value)
 
 
+def test_a_single_value_is_a_list_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("seeds: 4\n")
+    config = load_config(str(path), ["methods=linear", "train.milestones=0.5"])
+    assert (config.seeds, config.methods, config.train.milestones) == ([4], ["linear"], [0.5])
+    assert load_config("digits_lt", ["method=[linear,cosine]"]).methods == ["linear", "cosine"]
+    with pytest.raises(UserError, match=r"^head.alphas wants a list, such as head.alphas=\[0.5,1.0,1.5,2.0\], got"):
+        load_recipe("shapes_lvis", ["head.alphas=[[1]]"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "section"), [("digits_lt", {"lists": "~/b"}), ("shapes_lvis", {"annotations": "~/b"})]
+)
+def test_a_tilde_is_the_users_home(recipe: str, section: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    given = [f"data.{key}={value}" for key, value in section.items()]
+    config = asdict(load_recipe(recipe, ["data.root=~/a", *given, "data.note=~/c", "out=~/d"]))
+    assert (config["data"]["root"], config["data"]["note"], config["out"]) == ("/home/me/a", "~/c", "/home/me/d")
+    assert [config["data"][key] for key in section] == ["/home/me/b"]
+    assert load_config("digits_lt", ["method=crt", "from=~/first"]).stage_one == "/home/me/first"
+
+
 def test_an_unknown_recipe_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown recipe 'digit_lt'; did you mean 'digits_lt'\?"):
         load_config("digit_lt")
@@ -74,7 +103,9 @@ def test_an_unknown_recipe_suggests_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"train: {epochs: [", "not valid YAML"),
+        (b"train: {epochs: [", r"not valid YAML: .* in line \d$"),
+        (b"seeds: [1]\ntrain: lr: 1\n", "not valid YAML: mapping values are not allowed .* in line 2$"),
+        (b"train: [1]", r"train=\[1\]: train is a section"),
         (b"- 1\n- 2\n", "must be a mapping"),
         (b"trian: {epochs: 1}", "unknown key 'trian.epochs'; did you mean 'train.epochs'"),
         (b"\xff\xfe\x00", "not a text file"),
@@ -96,3 +127,14 @@ def test_changed_keys_leave_out_what_computes_nothing() -> None:
     old = asdict(load_config("digits_lt"))
     new = asdict(load_config("digits_lt", ["train.lr=0.3", "resume=true", "out=elsewhere", "seeds=[0]"]))
     assert changed_keys(old, new) == ["seeds", "train.lr"]
+
+
+def test_changed_keys_leave_out_where_things_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    second = ["method=crt", "from=m"]
+    old = asdict(load_config("cifar10_lt", [*second, "data.download=true", "data.root=here"]))
+    for first in ("m", "./m", tmp_path / "m"):
+        moved = load_config("cifar10_lt", ["method=crt", f"from={first}", "data.root=there", "data.note=a copy"])
+        assert changed_keys(old, asdict(moved)) == []
+    assert changed_keys(old, asdict(load_config("cifar10_lt", ["method=crt", "from=n"]))) == ["from"]
+    assert changed_keys(old, asdict(load_config("cifar10_lt", ["method=linear"]))) == ["from", "methods"]

@@ -137,6 +137,17 @@ def test_a_directory_in_use_is_refused(whole: Path, tde: Tde) -> None:
     assert result.exit_code == 2 and "is not empty: resume=true" in result.output
 
 
+def test_a_run_goes_on_with_its_images_elsewhere(whole: Path, tmp_path: Path, tde: Tde) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    before = json.loads((run / "run.json").read_text())
+    result = tde(*RECIPE, f"out={run}", "resume=true", "data.root=elsewhere", "data.download=true")
+    assert result.exit_code == 0 and result.output.count("already finished") == 2, result.output
+    after = json.loads((run / "run.json").read_text())
+    assert after["config"]["data"] == {**before["config"]["data"], "root": "elsewhere", "download": True}
+    assert after["command"] == before["command"]
+
+
 def test_resuming_with_another_config_names_the_key(whole: Path, tde: Tde) -> None:
     result = tde(*RECIPE, f"out={whole}", "resume=true", "train.lr=0.01", "head.tau=8")
     assert result.exit_code == 2 and "changed: head.tau, train.lr" in result.output

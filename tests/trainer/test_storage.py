@@ -125,7 +125,7 @@ class TestFileSystems:
         try:
             subprocess.run(["mount", "-o", "remount,bind,ro", run], check=True)
             said = refusal(resumed(tde, run))
-            assert said == f"error: cannot write {run / CELL / 'metrics.jsonl'}: Read-only file system"
+            assert said == f"error: cannot write {run / 'run.json'}: Read-only file system"
         finally:
             subprocess.run(["umount", "--lazy", run], check=True)
         assert_ends_as(whole, run, tde)
