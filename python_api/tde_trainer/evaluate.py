@@ -54,7 +54,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     network.eval()
     for images, target in loader:
-        yield network(pipeline(images, training=False)), target
+        yield network(pipeline(images, training=False)).float(), target
 
 
 def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> Features:

@@ -102,10 +102,13 @@ class TrainedCell:
 
     def _extracted(self, split: str) -> Features:
         images, pipeline, batch_size = getattr(self.data, split), self.data.pipeline, self.config.train.batch_size
-        with cpu_threads(self.config.train.threads):  # as in training: with others a product may be rounded otherwise
+        # A new one: accelerators share their state, and the one made last says what precision all have.
+        accelerator = self._accelerator or make_accelerator(self.config.precision)
+        # As in training: with other threads or another precision a product is rounded otherwise.
+        with cpu_threads(self.config.train.threads), accelerator.autocast():
             if self._accelerator is None:
                 return extract_alone(self.network, images, pipeline, batch_size, self.device)
-            found: Features = extract(self.network, images, pipeline, batch_size, self._accelerator)
+            found: Features = extract(self.network, images, pipeline, batch_size, accelerator)
             return found
 
     def _moved(self, features: Features) -> Features:

@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from tde_trainer import checkpoint, run
+from tde_trainer import checkpoint, results, run, train
 from tde_trainer.config import load_config
 from tde_trainer.data import DATASETS
 from tde_trainer.device import make_accelerator
 from tde_trainer.errors import UserError
+from tde_trainer.evaluate import Features, extract
 from tde_trainer.methods import Batch, Stage
 from tde_trainer.network import Network, build_network
 from tde_trainer.progress import Reporter
 from tde_trainer.ranks import ON_CPU
 from tde_trainer.train import Training
+from tde_trainer.trained import TrainedCell
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD
@@ -58,6 +60,27 @@ def test_bf16_trains_as_fp32_to_its_rounding(tmp_path: Path, tde: Tde) -> None:
     assert rounded == pytest.approx(exact, rel=10 * torch.finfo(torch.bfloat16).eps)
     network = kept(tmp_path / "bf16")["network"]
     assert {value.dtype for value in network.values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.skipif(not ON_CPU, reason="test_gpu_training.py trains on a GPU")
+def test_features_are_those_of_the_training_in_its_precision(
+    tmp_path: Path, tde: Tde, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_training: list[Tensor] = []
+
+    def kept_extract(*arguments: Any) -> Features:
+        features = extract(*arguments)
+        of_training.append(features.x)
+        return features
+
+    monkeypatch.setattr(train, "extract", kept_extract)
+    for precision in ("bf16", "fp32"):
+        assert tde(*RECIPE, f"precision={precision}", f"out={tmp_path / precision}").exit_code == 0
+    # Both at once: neither may change how the other computes.
+    cells = [TrainedCell(results.finished_cells(tmp_path / precision)[0]) for precision in ("bf16", "fp32")]
+    again = [cell.features(split).x for cell in cells for split in ("val", "test")]
+    assert [x.dtype for x in again] == [torch.float32] * 4
+    assert all(torch.equal(x, wanted) for x, wanted in zip(again, of_training, strict=True))
 
 
 class TestLossScale:
