@@ -52,8 +52,12 @@ class TrainedStage:
     def _check_fits(self, config: Config) -> None:
         if isinstance(self.cell.method, SecondStage):
             raise UserError(f"from={config.stage_one}: {self.cell.result.method} is a second stage itself")
-        for section in ("data", "model"):
-            ours, theirs = (flatten(asdict(getattr(c, section)), section) for c in (config, self.cell.config))
+        model = self.cell.method.model(self.cell.config.model)  # as it was built: BBN's has a branch more
+        for section, wanted, trained in (
+            ("data", config.data, self.cell.config.data),
+            ("model", config.model, model),
+        ):
+            ours, theirs = flatten(asdict(wanted), section), flatten(asdict(trained), section)
             for key in ours:
                 if key not in FREE and ours[key] != theirs[key]:
                     raise UserError(

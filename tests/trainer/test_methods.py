@@ -285,6 +285,9 @@ class TestBBN:
         assert asked == {**dict.fromkeys(METHODS, 1), "bbn": 2}
         assert build_network(load_config("cifar10_lt"), "bbn", 3, 10).head.in_features == 128
 
+    def test_other_backbones_have_no_branches(self) -> None:
+        assert METHODS["bbn"].model(ModelConfig("small_conv")).branches == 1
+
 
 class TestDraw:
     """What training draws beside its batches."""

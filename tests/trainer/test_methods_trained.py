@@ -67,6 +67,15 @@ def test_eval_repeats_the_accuracy_of_every_method(run: Path, tde: Tde) -> None:
     assert shown == {row["name"]: f"{100 * row['overall']['mean']:.1f}" for row in rows}
 
 
+def test_a_second_stage_has_the_branches_of_bbn(tree: Path, run: Path, tde: Tde, tmp_path: Path) -> None:
+    second = ["train", "cifar10_lt", *SMALL, "method=joint", f"data.root={tree}", f"from={run / 'bbn'}"]
+    result = tde(*second, f"out={tmp_path / 'second'}")
+    assert result.exit_code == 2
+    assert "trained with model.branches=2, while this is model.branches=1" in result.stderr
+    result = tde(*second, "model.branches=2", f"out={tmp_path / 'second'}")
+    assert result.exit_code == 0, result.output
+
+
 def test_another_recipe_is_refused_on_resumption(tree: Path, run: Path, tde: Tde) -> None:
     before = (run / "run.json").read_bytes()
     for arguments, changed in (

@@ -27,8 +27,8 @@ class BBN(Linear):
     """Both branches see both halves of the batch: they are the last block alone, and the backbone stays a backbone."""
 
     def model(self, config: ModelConfig) -> ModelConfig:
-        """See `Method.model`."""
-        return replace(config, branches=2)
+        """See `Method.model`. Other backbones have no branches: each half of their features stands for one."""
+        return replace(config, branches=2) if config.name == "resnet32" else config
 
     def compose(self, images: Tensor, target: Tensor, stage: Stage, draw: Draw) -> Batch:
         """See `Method.compose`."""
