@@ -16,7 +16,7 @@ from tde_trainer.network import build_network
 from tde_trainer.restore import evaluate_cell, sweep_cell
 from tde_trainer.results import Result
 from tde_trainer.schema import Config
-from tde_trainer.shares import check_shares
+from tde_trainer.shares import check_lone_image, check_shares
 from tde_trainer.stage_one import TrainedStage
 from tde_trainer.task import Task
 from tde_trainer.train import train_cell
@@ -36,7 +36,9 @@ class ClassificationTask(Task[Config]):
         data = DATASETS[config.data.name](config.data, config.seeds[0])
         check_shares(config.train.batch_size, len(data.train), accelerator.num_processes)
         for method in config.methods:
-            build_network(config, method, data.channels, data.num_classes)
+            network = build_network(config, method, data.channels, data.num_classes)
+            if accelerator.num_processes == 1 and self.epochs(method):
+                check_lone_image(network, data, config)
         for seed in config.seeds if config.stage_one else []:
             TrainedStage(config, seed, accelerator)
         return data.class_counts

@@ -58,6 +58,10 @@ def finished_cells(path: Path) -> list[Result]:
         folders = [path]
     found = [_read(folder) for folder in folders if (folder / FILE).exists()]
     if not found:
+        for file in sorted(path.glob(f"seed*/{FILE}")):
+            raise UserError(
+                f"{path} is the folder of a method; wanted is its run, {path.parent}, or one training, {file.parent}"
+            )
         raise UserError(f"{path} holds no finished training; `tde train` makes one")
     return found
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import BatchSampler, Sampler
 
-from tde_trainer.data import make_loader
+from tde_trainer.data import LongTailedData, make_loader
 from tde_trainer.data.base import Images
 from tde_trainer.errors import UserError
+from tde_trainer.methods import Stage
+from tde_trainer.network import Network
+from tde_trainer.schema import Config
 
 LEAST = 2  # images of a rank: batch norm has no statistics of one
 
@@ -37,6 +41,30 @@ def check_shares(batch_size: int, images: int, ranks: int) -> None:
             f"train.batch_size={batch_size} leaves {last} of {images} training images for an epoch's last batch: "
             f"wanted are at least {LEAST} for each of the {ranks} processes"
         )
+
+
+def check_lone_image(network: Network, data: LongTailedData, config: Config) -> None:
+    """Whether one process can train ``network`` on an epoch's last batch where that is a single image.
+
+    Over maps of several pixels batch norm has statistics of one image too, so this is for the network to say.
+
+    Raises:
+        UserError: it can't.
+    """
+    batch_size, images = config.train.batch_size, len(data.train)
+    if (images % batch_size or batch_size) != 1:
+        return
+    image, target = data.train.evaluated()[torch.zeros(1, dtype=torch.int64)]
+    pixels, stage = data.pipeline(image, training=True), Stage(data.class_counts, 0.0, config.loss)
+    batch = network.method.compose(pixels, target, stage, lambda power: (pixels, target))
+    try:
+        with torch.no_grad():
+            network.train().backbone(batch.images)
+    except ValueError as error:
+        raise UserError(
+            f"train.batch_size={batch_size} leaves 1 of {images} training images for an epoch's last batch, on which "
+            f"{config.model.name} cannot be trained: {error}"
+        ) from error
 
 
 class RankBatches(BatchSampler):

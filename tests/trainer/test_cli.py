@@ -137,7 +137,9 @@ def test_help_has_a_sentence(command: list[str], tde: Tde) -> None:
         (["train", "digits_lt", "data.test_per_class=170"], "at least one training image"),
         (["train", "cifar10_lt"], "no intact copy of CIFAR10 in data/cifar-10-batches-py; data.download=true"),
         (["train", "tiny_imagenet_lt", "data.root=."], "there is no folder train; wanted are images as"),
+        (["train", "digits_lt", "train.batch_size=313"], "leaves 1 of 314 training images for an epoch's last batch"),
         (["eval", "nowhere"], "no run at nowhere"),
+        (["eval", "RUN/linear"], "RUN/linear is the folder of a method; wanted is its run, RUN, or one training, RUN/"),
         (["sweep", "nowhere"], "no run at nowhere"),
         (["report", "nowhere"], "no run at nowhere"),
         (["eval", "RUN", "alpha=nan"], "alpha=nan must be finite"),
@@ -152,7 +154,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = tde(*(part.replace("RUN", str(tiny_run)) for part in command))
-    assert result.exit_code == 2 and message in result.output
+    assert result.exit_code == 2 and message.replace("RUN", str(tiny_run)) in result.output
     assert result.output.startswith("error: ") and len(result.output.splitlines()) == 1
     assert not list(tmp_path.iterdir())  # nothing half written
 

@@ -254,6 +254,7 @@ class TestFitDirection:
 
     def test_arguments_that_do_not_go_together(self, dump: Path, cell: Path, tde: Tde) -> None:
         assert "--weight FILE names the checkpoint" in refused(tde("fit-direction", dump))
+        assert refused(tde("fit-direction", "nope")) == "error: there is no such file or folder: nope"
         assert "go with a file of features" in refused(tde("fit-direction", cell, "--weight", dump))
         assert "holds 4 trainings; name one" in refused(tde("fit-direction", cell.parent.parent))
         assert "no checkpoint at" in refused(tde("fit-direction", dump, "--weight", dump.with_name("none.pth")))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import chain
 
 import pytest
 import torch
+from tde_trainer.config import load_config
+from tde_trainer.data import DATASETS
 from tde_trainer.errors import UserError
-from tde_trainer.shares import RankBatches, check_shares
+from tde_trainer.network import build_network
+from tde_trainer.shares import RankBatches, check_lone_image, check_shares
 from torch.utils.data import BatchSampler, SequentialSampler
+from trainer_tools import SECOND_STAGE, TINY
 
 
 def shared(images: int, batch_size: int, ranks: int) -> list[RankBatches]:
@@ -45,3 +50,28 @@ def test_a_last_batch_too_small_for_the_ranks_is_refused(images: int) -> None:
     for enough in (48, 52):
         check_shares(12, enough, 2)
     check_shares(12, images, 1)  # one process takes what there is
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "batch_size", "trainable"),
+    [
+        ("linear", "small_conv", 356, False),  # its batch norm is over vectors
+        ("linear", "small_conv", 1, False),
+        ("linear", "small_conv", 355, True),
+        ("linear", "resnet32", 356, True),
+        ("bbn", "small_conv", 356, True),  # to each image it draws another
+        ("crt", "small_conv", 356, True),  # of a second stage the backbone learns nothing
+        ("oltr", "small_conv", 356, False),
+    ],
+)
+def test_a_lone_image_is_refused_where_batch_norm_has_no_statistics_of_it(
+    method: str, model: str, batch_size: int, trainable: bool
+) -> None:
+    first = ["from=RUN"] if method in SECOND_STAGE else []
+    given = [*TINY, f"method={method}", f"model.name={model}", f"train.batch_size={batch_size}", *first]
+    config = load_config("digits_lt", given)
+    data = DATASETS["digits_lt"](config.data, 0)
+    network = build_network(config, method, data.channels, data.num_classes)
+    refused = f"train.batch_size={batch_size} leaves 1 of 357 training images .*, on which small_conv cannot be trained"
+    with nullcontext() if trainable else pytest.raises(UserError, match=refused):
+        check_lone_image(network, data, config)

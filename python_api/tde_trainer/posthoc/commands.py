@@ -83,6 +83,8 @@ def fit_direction(
         if weight is not None or key is not None:
             raise UserError(f"--weight and --key go with a file of features; {source} is a folder")
         fitted = fit_cell(source, family)
+    elif not source.exists():
+        raise UserError(f"there is no such file or folder: {source}")
     elif weight is None:
         raise UserError(f"{source} is a file of features: --weight FILE names the checkpoint of its network")
     else:
