@@ -90,6 +90,21 @@ def splits(tiles_m: int, tiles_n: int) -> int:
     return max(1, min(tiles_n, wanted))
 
 
+def whole_rows(columns: int) -> Config:
+    """Blocks for a pass over whole rows: through long ones step by step, over some short ones together."""
+    elements, most = (2**14, 64) if INTERPRETED.value else (512, 4)  # with more a row's own numbers fill the registers
+    width = max(16, min(1024, triton.next_power_of_2(columns)))
+    together = max(1, min(elements // width, most))
+    return {"BLOCK_ROWS": together, "BLOCK_COLUMNS": width, "num_warps": 4, "num_stages": 2}
+
+
+def heads_of_rows(width: int, *, vectors: bool) -> Config:
+    """Blocks for a pass over rows head by head, ``width`` columns each, of which ``vectors`` are read at a time."""
+    elements = 2**14 if INTERPRETED.value else 2048 if vectors else 512
+    columns = min(triton.next_power_of_2(width), elements)
+    return {"BLOCK_ROWS": elements // columns, "BLOCK_COLUMNS": columns, "num_warps": 4, "num_stages": 2}
+
+
 # Multiplications of a product above which a library's, between two passes over its operands, is taken to be faster.
 # In float32 to the last bit Triton multiplies without tensor cores and far behind cuBLAS. In 16 bits the forward is one
 # pass at any size; the backward is one where a tile spans a head, and two (product, projection) where it does not.

@@ -170,9 +170,7 @@ class _Passes(around_product.DeviceProducts, LossPasses, SweepPasses):
 
 def _launch(kernel: Any, rows: Rows, **arguments: Any) -> None:
     width = rows.a.shape[1] // rows.num_heads
-    elements = 2048 if configs.aligned(rows.a) else 512
-    columns = min(triton.next_power_of_2(width), elements)
-    config = {"BLOCK_ROWS": elements // columns, "BLOCK_COLUMNS": columns, "num_warps": 4, "num_stages": 2}
+    config = configs.heads_of_rows(width, vectors=configs.aligned(rows.a))
     programs = triton.cdiv(rows.a.shape[0], config["BLOCK_ROWS"]) * rows.num_heads
     arguments |= {"direction": rows.direction, "alpha": rows.alpha, "heads": rows.num_heads, "width": width}
     launch.run(kernel, programs, rows.a.device, arguments, config)
