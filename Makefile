@@ -26,8 +26,9 @@ $(VENV)/installed: $(SOURCES)
 demo: install ## Train digits_lt: linear, cosine and de-confounded heads, with and without TDE; writes runs/digits_lt
 	$(BIN)/tde train digits_lt overwrite=true
 
-# A worker a core; one that waits for a turn does not spin meanwhile
+# A worker a core; one that waits for a turn does not spin meanwhile, nor does numpy share its products out
 test: export OMP_WAIT_POLICY = passive
+test: export OPENBLAS_NUM_THREADS = 1
 test: install ## Run all tests
 	$(BIN)/python -m pytest tests -q $(IN_PARALLEL)
 	$(BIN)/python -m pytest bench --benchmark-disable --shapes cifar100 -q $(IN_PARALLEL)

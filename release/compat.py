@@ -29,6 +29,7 @@ from release.tools import ROOT, ReleaseError, fresh_environment, interpreter, ru
 
 WORK = ROOT / "build" / "compat"
 SHOWN = ("torch", "triton", "numpy", "torchvision", "scikit-learn")
+IN_PARALLEL = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}  # see the Makefile's test
 ALL = ("tests",)
 # What another Python or numpy could break: the package, its checks, ops, heads and backends on the CPU, torch.compile,
 # and Triton's kernels, read by this Python and compiled ahead of time for one device, not run
@@ -122,7 +123,7 @@ def test(environment: Environment, tree: Path, options: argparse.Namespace, cons
             run([python, "-I", wheel.SMOKE], cwd=Path("/"), log=log)
             command: list[str | Path] = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
             command += ["-n", str(options.workers), "--dist", "worksteal", *environment.tests, *options.pytest]
-            run(command, cwd=tree, log=log, check=False, environment={"OMP_WAIT_POLICY": "passive"})
+            run(command, cwd=tree, log=log, check=False, environment=IN_PARALLEL)
             result.seconds = round(time.monotonic() - start, 1)
         if not junit.exists():
             raise ReleaseError(f"pytest wrote no account of its run; see {log}")

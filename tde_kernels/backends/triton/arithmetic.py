@@ -22,6 +22,13 @@ def rounded(a, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def rounded_to_tf32(a):
+    """float32 ``a`` to the ten bits of mantissa that tensor cores read, which cut it off, always towards zero."""
+    bits = (a.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000
+    return tl.where(a == a, bits.to(tl.float32, bitcast=True), a)
+
+
+@triton.jit
 def dot(a, b, accumulator, PRECISION: tl.constexpr):
     """``accumulator + a @ b`` in float32."""
     if INTERPRETED:  # which holds bfloat16 as integers, and would multiply those

@@ -22,7 +22,7 @@ from tde_kernels.backends import around_product
 from tde_kernels.backends.core import Kept
 from tde_kernels.backends.grouped import Grouped, Rows, Wants
 from tde_kernels.backends.triton import configs, launch
-from tde_kernels.backends.triton.arithmetic import dot, rounded
+from tde_kernels.backends.triton.arithmetic import dot, rounded, rounded_to_tf32
 from tde_kernels.backends.triton.effects import tile_of
 from tde_kernels.backends.triton.norms import norm_factor
 from tde_kernels.backends.triton.operand import kept_norm, operand, row_constant, row_starts
@@ -79,6 +79,8 @@ def _operand_gradient(
         norm = kept_norm(b, other, other_exists, head, heads)
         factor = row_constant(b, other, other_exists) * norm_factor(norm, b.offset, b.power, b.FACTOR)
         scaled = upstream.to(tl.float32) * factor[None, :]
+        if PRECISION == "tf32":
+            scaled = rounded_to_tf32(scaled)
         b_tile = tl.load(
             row_starts(b, other, head, width) + (channel * b.stride_col)[None, :],
             mask=other_exists[:, None] & inside[None, :],
