@@ -68,7 +68,7 @@ class RowLoss {
       else  // not a number where a mean has nothing to divide by, or the label is no class
         terms_[t].value = ignored ? term.scale[row] * 0 : NAN;
       value += terms_[t].value;
-      if (!ignored) nothing_ += terms_[t].value;
+      if (!ignored && terms_[t].value != terms_[t].value) lost_ = true;
     }
     // The gradient where there is no label: one softmax up to a factor, and no logit above the sums' own peak.
     base_ = base_of(sums.peak);
@@ -80,8 +80,8 @@ class RowLoss {
   }
 
   // Whether nothing but `nothing()`, 0 or NaN, is in the gradient: 0 also where the mean of no row is not a number.
-  TDE_INLINE bool ignored() const { return (labels_[0] < 0 && labels_[1] < 0) || nothing_ != nothing_; }
-  TDE_INLINE float nothing() const { return nothing_; }
+  TDE_INLINE bool ignored() const { return (labels_[0] < 0 && labels_[1] < 0) || lost_; }
+  TDE_INLINE float nothing() const { return lost_ ? NAN : 0.f; }
   TDE_INLINE int64_t label(int t) const { return labels_[t]; }
   TDE_INLINE float base() const { return base_; }
   TDE_INLINE float spread() const { return spread_; }
@@ -148,7 +148,7 @@ class RowLoss {
   const SoftmaxSums& sums_;
   int64_t labels_[2];
   TermLoss terms_[2];
-  float nothing_ = 0;  // the value without ignored terms
+  bool lost_ = false;  // whether a term that is not ignored is not a number
   float base_, spread_ = 0, smooth_ = 0;
 };
 

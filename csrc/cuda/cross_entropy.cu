@@ -9,6 +9,7 @@ namespace tde::cuda {
 namespace {
 
 constexpr unsigned kThreads = 256, kWarps = kThreads / kWarp;
+constexpr unsigned kResident = 4;  // blocks on a multiprocessor: registers enough that nothing is parked
 
 __device__ __forceinline__ void add(SoftmaxSums& sums, float z, float weight, bool smoothed) {
   if (z > sums.peak) {
@@ -59,7 +60,7 @@ __device__ __forceinline__ void for_columns(const T* from, int64_t columns, Run 
 }
 
 template <typename T, int N>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     row_loss(T* logits, int64_t stride, int64_t columns, const CrossEntropy loss, const LossPass pass) {
   SoftmaxSums* shared = dynamic_shared<SoftmaxSums>();  // [kWarps]
   const int64_t row = blockIdx.x;
