@@ -25,6 +25,7 @@ from tde_trainer.evaluate import Features, evaluate
 from tde_trainer.files import write_atomic
 from tde_trainer.models import MODELS, Backbone
 from tde_trainer.network import Network
+from tde_trainer.ranks import leave
 from tde_trainer.schema import DataConfig, ModelConfig
 from tde_trainer.train import Training
 from torch import Tensor, nn
@@ -118,3 +119,4 @@ def _die(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()

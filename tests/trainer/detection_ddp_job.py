@@ -13,6 +13,7 @@ from tde_trainer import run
 from tde_trainer.app import app
 from tde_trainer.detection import train
 from tde_trainer.detection.reading import evaluate_detector
+from tde_trainer.ranks import leave
 from typer.testing import CliRunner
 
 RECORD = "record{rank}.json"
@@ -38,3 +39,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()
